@@ -1,0 +1,1 @@
+"""How a negative prompt reaches a layer."""

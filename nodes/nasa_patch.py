@@ -1,0 +1,54 @@
+"""NASA Cross-Attention Patch: a negative prompt for any sampler, at CFG 1."""
+
+from comfy_api.latest import io
+
+from .guidance.payload import patch
+from .schema import schema
+
+ALPHA_TOOLTIP = (
+    "How strongly the picture is steered away from the negative prompt; 0 is off. Good starting points are 0.1 for "
+    "SD 1.5, 0.2 for SD 2.1 and 0.5 for SDXL. Too much, and quality falls."
+)
+
+
+class NASACrossAttentionPatch(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="NASACrossAttentionPatch",
+            display_name="NASA Cross-Attention Patch",
+            category="SNOOPI",
+            description=(
+                "Keeps what the negative prompt names out of the picture, also with one-step and few-step models that "
+                "run without CFG. Connect the result to any sampler."
+            ),
+            search_aliases=["negative prompt", "NASA", "SNOOPI", "NAG", "negative attention", "turbo negative"],
+            inputs=[
+                io.Model.Input("model", tooltip="A UNet model: SD 1.x, SD 2.x or SDXL. It is not changed itself."),
+                io.Conditioning.Input("negative", tooltip="What should not be in the picture: a CLIP Text Encode."),
+                io.Float.Input("alpha", default=0.5, min=0.0, max=2.0, step=0.01, tooltip=ALPHA_TOOLTIP),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    tooltip="Where in the sampling the steering begins: 0 is the start, 1 the end.",
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    tooltip="Where in the sampling the steering ends: 0 is the start, 1 the end.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The model, steered away from the negative prompt.")
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, negative, alpha, start_percent, end_percent) -> io.NodeOutput:
+        return io.NodeOutput(patch(model, negative, alpha, start_percent, end_percent))

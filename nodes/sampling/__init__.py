@@ -1,0 +1,1 @@
+"""How a one-step model is run."""

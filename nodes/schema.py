@@ -1,0 +1,12 @@
+"""A node's schema on every ComfyUI version."""
+
+import dataclasses
+
+from comfy_api.latest import io
+
+KNOWN_FIELDS = {field.name for field in dataclasses.fields(io.Schema)}
+
+
+def schema(**fields) -> io.Schema:
+    """`io.Schema(**fields)` without fields this ComfyUI does not know yet; an unknown one would cost the whole pack."""
+    return io.Schema(**{name: value for name, value in fields.items() if name in KNOWN_FIELDS})
