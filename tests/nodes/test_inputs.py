@@ -1,0 +1,127 @@
+"""Bad input, the preset table, and what the nodes show."""
+
+import math
+
+import pytest
+import torch
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        ({"alpha": math.nan}, "alpha is nan: give a number from 0 to 2."),
+        ({"alpha": math.inf}, "alpha is inf: give a number from 0 to 2."),
+        ({"alpha": -0.1}, "alpha is -0.1: give a number from 0 to 2."),
+        ({"start_percent": 0.8, "end_percent": 0.2}, "start_percent is 0.8 and end_percent 0.2: give numbers from 0"),
+        ({"start_percent": math.nan}, "start_percent is nan and end_percent 1.0: give numbers"),
+        ({"negative": []}, "The negative conditioning is empty: connect a CLIP Text Encode"),
+        ({"negative": [[None, {}]]}, "The negative conditioning holds no text embedding"),
+        ({"negative": [[torch.zeros(1, 0, 24), {}]]}, "The negative conditioning holds no text embedding"),
+        (
+            {"negative": [[torch.zeros(1, 77, 2048), {}]]},
+            "The negative conditioning is 2048 wide, but this model reads text 24 wide: encode it",
+        ),
+        ({"negative": [[torch.full((1, 77, 24), math.nan), {}]]}, "The negative conditioning holds NaN or infinite"),
+        ({"negative": [[torch.full((1, 77, 24), math.inf), {}]]}, "The negative conditioning holds NaN or infinite"),
+    ],
+)
+def test_bad_input_of_the_patch(pack, model, text, change, sentence):
+    inputs = {"model": model, "negative": text(2), "alpha": 0.5, "start_percent": 0.0, "end_percent": 1.0} | change
+    with pytest.raises(ValueError) as error:
+        pack.nasa_patch.NASACrossAttentionPatch.execute(**inputs)
+    assert str(error.value).startswith(sentence) and str(error.value).endswith(".")
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        ({"preset": "sdxl"}, "There is no preset called sdxl: choose one of sd, snoopi-shapes."),
+        ({"positive": []}, "The positive conditioning is empty"),
+        ({"positive": [[torch.zeros(1, 77, 768), {}]]}, "The positive conditioning is 768 wide"),
+        ({"negative": []}, "The negative conditioning is empty"),
+        ({"negative": [[torch.zeros(1, 77, 24), {}]], "alpha": math.nan}, "alpha is nan"),
+    ],
+)
+def test_bad_input_of_the_sampler(pack, model, text, change, sentence):
+    latent = {"samples": torch.zeros(1, 4, 8, 8)}
+    inputs = {"model": model, "positive": text(1), "latent_image": latent, "seed": 1, "preset": "sd"} | change
+    with pytest.raises(ValueError) as error:
+        pack.one_step_sampler.SNOOPIOneStepSampler.execute(**inputs)
+    assert str(error.value).startswith(sentence)
+
+
+def test_other_families_are_named(pack, text):
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    config = comfy.supported_models.AuraFlow(
+        {"in_channels": 4, "out_channels": 4, "dim": 32, "n_layers": 2, "n_double_layers": 1, "n_heads": 2,
+         "global_conddim": 32, "cond_seq_dim": 24, "dtype": torch.float32}
+    )  # fmt: skip
+    config.set_inference_dtype(torch.float32, None)
+    cpu = torch.device("cpu")
+    model = comfy.model_patcher.ModelPatcher(config.get_model({}, "", device="cpu"), cpu, cpu)
+    with pytest.raises(
+        ValueError, match="The model \\(AuraFlow\\) is of a family that NASA does not support yet: use a UNet"
+    ):
+        pack.payload.patch(model, text(2), 0.5)
+    latent = {"samples": torch.zeros(1, 4, 8, 8)}
+    with pytest.raises(
+        ValueError, match="The model \\(AuraFlow, FLOW sampling\\) does not fit the preset, which needs"
+    ):
+        pack.one_step_sampler.SNOOPIOneStepSampler.execute(model, text(1), latent, 1, "sd")
+
+
+def test_the_table_has_the_rows_of_the_contract(pack):
+    presets = pack.presets.read_presets()
+    assert list(presets) == ["sd", "snoopi-shapes"]
+    assert presets["sd"] == pack.presets.Preset("eps", 999, "unit")
+    assert presets["snoopi-shapes"] == pack.presets.Preset("eps", 625, "vp")
+
+
+@pytest.mark.parametrize(
+    "table, sentence",
+    [
+        ("", "{path} holds no rows"),
+        ("sd: [", "{path} is not YAML"),
+        ("sd: 3", "{path}, row sd, field prediction: it is missing."),
+        ("sd: {prediction: eps, timestep: 9}", "{path}, row sd, field noise: it is missing."),
+        ("sd: {prediction: eps, timestep: 9, noise: unit, x: 1}", "{path}, row sd, field x: there is no such field"),
+        ("sd: {prediction: v, timestep: 9, noise: unit}", "{path}, row sd, field prediction: 'v' is not one of eps."),
+        ("sd: {prediction: eps, timestep: 9, noise: [1]}", "{path}, row sd, field noise: [1] is not one of unit, vp."),
+        ("sd: {prediction: eps, timestep: 1000, noise: vp}", "{path}, row sd, field timestep: 1000 is not a whole"),
+        ("sd: {prediction: eps, timestep: yes, noise: vp}", "{path}, row sd, field timestep: True is not a whole"),
+        ("sd: {prediction: eps, timestep: .nan, noise: vp}", "{path}, row sd, field timestep: nan is not a whole"),
+    ],
+)
+def test_malformed_rows(pack, tmp_path, table, sentence):
+    path = tmp_path / "presets.yaml"
+    path.write_text(table)
+    with pytest.raises(ValueError) as error:
+        pack.presets.read_presets(path)
+    assert str(error.value).startswith(sentence.format(path=path))
+
+
+def test_comfyui_loads_the_pack(pack):
+    import asyncio
+    from pathlib import Path
+
+    extension = asyncio.run(pack.root.comfy_entrypoint())
+    nodes = asyncio.run(extension.get_node_list())
+    schemas = {node.GET_SCHEMA().node_id: node.GET_SCHEMA() for node in nodes}
+    assert {key: schema.display_name for key, schema in schemas.items()} == {
+        "NASACrossAttentionPatch": "NASA Cross-Attention Patch",
+        "SNOOPIOneStepSampler": "SNOOPI One-Step Sampler",
+    }
+    assert not hasattr(pack.root, "NODE_CLASS_MAPPINGS")
+    web = Path(pack.root.__file__).parent / pack.root.WEB_DIRECTORY
+    for node_id, schema in schemas.items():
+        assert schema.category == "SNOOPI" and schema.description
+        assert all(part.tooltip for part in [*schema.inputs, *schema.outputs]), node_id
+        page = (web / "docs" / f"{node_id}.md").read_text(encoding="utf-8")
+        assert all(f"**{part.id}**" in page for part in schema.inputs), node_id
+
+
+def test_unknown_schema_fields_are_dropped(pack):
+    schema = pack.schema.schema(node_id="X", field_of_a_later_version=1)
+    assert schema.node_id == "X"

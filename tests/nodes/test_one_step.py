@@ -1,0 +1,142 @@
+"""The one-step sampler against its formula, and against a stock KSampler."""
+
+import comfy.sample
+import comfy.samplers
+import latent_preview
+import pytest
+import torch
+
+
+def ksampler(model, seed, positive, latent):
+    import nodes
+
+    with torch.inference_mode():
+        (out,) = nodes.common_ksampler(model, seed, 1, 1.0, "euler", "simple", positive, positive, latent)
+    return out
+
+
+@pytest.fixture
+def run(pack):
+    def run(model, positive, latent, seed=5, preset="sd", **inputs):
+        with torch.inference_mode():
+            return pack.one_step_sampler.SNOOPIOneStepSampler.execute(
+                model, positive, latent, seed, preset, **inputs
+            ).args[0]
+
+    return run
+
+
+def network_inputs(model, received):
+    return model.model.diffusion_model.register_forward_pre_hook(lambda _, args: received.append(args[:2]))
+
+
+@pytest.mark.parametrize("preset, timestep, noise", [("sd", 999, "unit"), ("snoopi-shapes", 625, "vp")])
+@pytest.mark.parametrize("family", ["SD 1.5", "SDXL"])
+def test_formula(models, text, run, family, preset, timestep, noise):
+    """x0 = (x_in - sigma_vp * eps(x_in, t)) / alpha_t, the schedule written out in fp64."""
+    model = models[family]
+    positive = text(1, width=model.model.model_config.unet_config["context_dim"])
+    latent = {"samples": torch.zeros(2, 4, 8, 8)}
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    acp = torch.cumprod(1 - betas, 0)[timestep]
+    alpha_t, sigma_vp = acp.sqrt(), (1 - acp).sqrt()
+    z = comfy.sample.prepare_noise(latent["samples"], 5)
+    received, predicted = [], []
+    handles = [
+        network_inputs(model, received),
+        model.model.diffusion_model.register_forward_hook(lambda *args: predicted.append(args[-1])),
+    ]
+    out = run(model, positive, latent, preset=preset)["samples"]
+    for handle in handles:
+        handle.remove()
+    ((x_in, t),) = received
+    expected_in = z.double() * (1.0 if noise == "unit" else sigma_vp)
+    assert t.tolist() == [timestep] * 2
+    torch.testing.assert_close(x_in.double(), expected_in, rtol=1e-5, atol=1e-6)
+    x0 = (expected_in - sigma_vp * predicted[0].double()) / alpha_t
+    x0 = x0 / model.model.latent_format.scale_factor
+    torch.testing.assert_close(out.double(), x0, rtol=1e-5, atol=1e-5 * float(x0.abs().max()))
+
+
+def mask_upper_half():
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[:, :, :4] = 1
+    return mask
+
+
+@pytest.mark.parametrize(
+    "latent",
+    [
+        {"samples": torch.zeros(3, 4, 8, 8)},
+        {"samples": torch.zeros(2, 16, 8, 8)},
+        {"samples": torch.zeros(2, 4, 8, 8), "batch_index": [3, 1]},
+        {"samples": torch.full((1, 4, 8, 8), 0.5)},
+        {"samples": torch.full((1, 4, 8, 8), 0.5), "noise_mask": mask_upper_half()},
+    ],
+    ids=["empty", "16 channels", "batch_index", "image", "inpaint"],
+)
+def test_sd_equals_a_stock_ksampler(model, text, run, latent):
+    latent["kept"] = "as it is"
+    out, stock = run(model, text(1), latent), ksampler(model, 5, text(1), latent)
+    assert out.keys() == stock.keys() and out["kept"] == "as it is"
+    torch.testing.assert_close(out["samples"], stock["samples"], rtol=1e-6, atol=1e-6)
+    assert "samples" in latent and latent["samples"].abs().max() <= 0.5
+
+
+def test_noise_is_the_ksamplers(model, text, run):
+    received = []
+    handle = network_inputs(model, received)
+    latent = {"samples": torch.zeros(2, 4, 8, 8), "batch_index": [0, 4]}
+    run(model, text(1), latent, seed=11)
+    ksampler(model, 11, text(1), latent)
+    handle.remove()
+    assert torch.equal(received[0][0], received[1][0]) and torch.equal(received[0][1], received[1][1])
+
+
+def test_negative_is_the_patch(pack, model, text, run):
+    latent = {"samples": torch.zeros(2, 4, 8, 8)}
+    plain = run(model, text(1), latent)["samples"]
+    assert torch.equal(run(model, text(1), latent, alpha=0.9)["samples"], plain)
+    assert torch.equal(run(model, text(1), latent, negative=text(2), alpha=0.0)["samples"], plain)
+    steered = run(model, text(1), latent, negative=text(2), alpha=0.4)["samples"]
+    patched = pack.nasa_patch.NASACrossAttentionPatch.execute(model, text(2), 0.4, 0.0, 1.0).args[0]
+    assert torch.equal(run(patched, text(1), latent)["samples"], steered)
+    assert torch.equal(run(patched, text(1), latent, negative=text(3), alpha=0.4)["samples"],
+                       run(model, text(1), latent, negative=text(3), alpha=0.4)["samples"])  # fmt: skip
+    assert (steered - plain).abs().max() > 0.05
+
+
+def test_preset_holds_on_a_patched_model(model, text, run):
+    """Whatever ModelSampling patch the model carries, the preset's own prediction, timestep and noise are used."""
+    from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+
+    latent = {"samples": torch.zeros(1, 4, 8, 8)}
+    (patched,) = ModelSamplingDiscrete().patch(model, "v_prediction", True)
+    for preset in ("sd", "snoopi-shapes"):
+        assert torch.equal(run(patched, text(1), latent, preset=preset)["samples"],
+                           run(model, text(1), latent, preset=preset)["samples"])  # fmt: skip
+
+
+def test_progress_and_cancel(pack, model, text, run, monkeypatch):
+    import comfy.model_management
+
+    seen = []
+    monkeypatch.setattr(latent_preview, "prepare_callback", lambda model, steps: lambda *args: seen.append(args))
+    out = run(model, text(1), {"samples": torch.zeros(1, 4, 8, 8)})["samples"]
+    ((step, x0, _, total),) = seen
+    assert (step, total) == (0, 1)
+    torch.testing.assert_close(x0 / model.model.latent_format.scale_factor, out, rtol=1e-5, atol=1e-4)
+    comfy.model_management.interrupt_current_processing(True)
+    interrupt = comfy.model_management.InterruptProcessingException
+    monkeypatch.setattr(
+        latent_preview, "prepare_callback",
+        lambda *_: lambda *_: comfy.model_management.throw_exception_if_processing_interrupted(),
+    )  # fmt: skip
+    with pytest.raises(interrupt):
+        run(model, text(1), {"samples": torch.zeros(1, 4, 8, 8)}, negative=text(2), alpha=0.4)
+
+
+def test_model_stays_unpatched(model, text, run):
+    sampling = model.get_model_object("model_sampling")
+    run(model, text(1), {"samples": torch.zeros(1, 4, 8, 8)}, preset="snoopi-shapes")
+    assert model.get_model_object("model_sampling") is sampling and not model.object_patches
