@@ -1,0 +1,36 @@
+"""``python -m training.shapes``: make the demo model, or put its checkpoint together."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from ..errors import UserError
+from . import weights
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m training.shapes", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    make = commands.add_parser("make", help="train the demo model from nothing; goes on where it stopped")
+    make.add_argument("--folder", type=Path, default=Path("build/demo-model"), help="working folder (%(default)s)")
+    make.add_argument("--target", type=Path, default=weights.FOLDER, help="where the weights go (%(default)s)")
+    checkpoint = commands.add_parser("checkpoint", help="write the single-file checkpoint that ComfyUI loads")
+    checkpoint.add_argument("output", type=Path, help="a .safetensors file")
+    checkpoint.add_argument("--untrained", action="store_true", help="random weights: to test wiring only")
+    arguments = parser.parse_args()
+    try:
+        if arguments.command == "make":
+            from .make import make_model
+
+            print(json.dumps(make_model(arguments.folder, arguments.target), indent=1))
+        else:
+            print(weights.write_checkpoint(arguments.output, arguments.untrained))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
