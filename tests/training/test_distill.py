@@ -1,0 +1,166 @@
+"""The loop: interrupted and resumed bit for bit, and what it refuses."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+from diffusers import UNet2DConditionModel
+
+from training.checkpoint import load_newest
+from training.config import parse
+from training.distill import distill
+from training.errors import UserError
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def same_bits(first, second):
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        if isinstance(value, dict):
+            same_bits(value, second[key])
+        elif isinstance(value, torch.Tensor):
+            assert torch.equal(value, second[key]), key
+        else:
+            assert value == second[key], key
+
+
+def test_kill_and_resume_gives_the_same_bits(settings, tmp_path):
+    """kill -9 at two random moments, one of them in a resumed run; the third goes to the end."""
+    distill(parse(settings))
+    uninterrupted = load_newest(tmp_path / "run")
+
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(settings | {"output": str(tmp_path / "killed")}))
+    metrics = tmp_path / "killed/metrics.jsonl"
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    for lines in (1, random.randint(3, 5)):
+        command = [sys.executable, "-m", "training", "distill", str(config)] + (["--resume"] if lines > 1 else [])
+        process = subprocess.Popen(
+            command, cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, start_new_session=True
+        )
+        while process.poll() is None and (not metrics.exists() or metrics.read_text().count("\n") < lines):
+            time.sleep(0.005)
+        time.sleep(random.uniform(0, 0.2))
+        process.kill()
+        told = process.communicate()[1].decode()
+        assert process.returncode in (-signal.SIGKILL, 0), told
+    distill(parse(settings | {"output": str(tmp_path / "killed")}), resume=True)
+    resumed = load_newest(tmp_path / "killed")
+
+    assert resumed.state == uninterrupted.state
+    same_bits(uninterrupted.weights, resumed.weights)
+    same_bits(uninterrupted.optimizers, resumed.optimizers)
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    assert steps == list(range(1, 8))  # a line a step, none twice
+
+
+def test_a_run_leaves_pictures_figures_and_its_config(settings, tmp_path):
+    folder = distill(parse(settings))
+    names = {"student.safetensors", "lora.safetensors", "ema.safetensors", "student_optimizer.pt", "lora_optimizer.pt"}
+    assert {file.name for file in folder.iterdir()} == names | {"state.json"}
+    assert len(list((tmp_path / "run/checkpoints").iterdir())) == 2  # keep_checkpoints
+    assert {file.name for file in (tmp_path / "run/samples").iterdir()} == {
+        "step-00000000.png",
+        "step-00000004.png",
+        "step-00000007.png",
+    }
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["phase"] for line in lines] == ["warm start"] * 2 + ["lora"] + ["vsd"] * 4
+    wanted = {
+        "kappa",
+        "score_gap",
+        "vsd_loss",
+        "lora_loss",
+        "student_grad_norm",
+        "lora_grad_norm",
+        "x0_std",
+        "diversity",
+    }
+    assert wanted <= lines[-1].keys() and 0.5 <= lines[-1]["kappa"] <= 4
+    student = safetensors.torch.load_file(folder / "student.safetensors")
+    assert {tensor.dtype for tensor in student.values()} == {torch.float32}
+
+    with pytest.raises(UserError, match="already holds a run"):
+        distill(parse(settings))
+    with pytest.raises(UserError, match=r"kappa was \[0.5, 4.0\] and is \[1.0, 4.0\]"):
+        distill(parse(settings | {"kappa": [1, 4]}), resume=True)
+
+
+def test_bf16_on_the_cpu_trains_fp32_masters(settings, tmp_path):
+    folder = distill(
+        parse(settings | {"mixed_precision": "bf16", "student": {"learning_rate": 1e-6}, "warm_start": None})
+    )
+    before = safetensors.torch.load_file(f"{settings['teacher']}/unet/diffusion_pytorch_model.safetensors")
+    after = safetensors.torch.load_file(folder / "student.safetensors")
+    assert {tensor.dtype for tensor in after.values()} == {torch.float32}
+    moved = [key for key in after if not torch.equal(before[key], after[key])]
+    # 1e-6 is far below one bf16 step of most weights, and yet they moved
+    assert len(moved) > 0.9 * len(after)
+    first, last = before["conv_in.weight"], after["conv_in.weight"]
+    assert (first.bfloat16() == last.bfloat16()).float().mean() > 0.9 and (first == last).float().mean() < 0.1
+    lora = safetensors.torch.load_file(folder / "lora.safetensors")
+    assert {tensor.dtype for tensor in lora.values()} == {torch.float32}
+    assert any(tensor.any() for key, tensor in lora.items() if "lora_B" in key)  # it did get a gradient
+
+
+def test_stop_saves_the_step_in_hand(settings, tmp_path):
+    with pytest.raises(KeyboardInterrupt, match="Stopped after step 1"):
+        distill(parse(settings | {"checkpoint_every": 100}), stop=lambda: True)
+    assert load_newest(tmp_path / "run").state["step"] == 1
+
+
+def test_nan_skips_the_update_and_stops_with_a_reason(settings, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(settings["teacher"], broken)
+    unet = UNet2DConditionModel.from_pretrained(broken / "unet")
+    torch.nn.init.constant_(unet.conv_out.bias, float("nan"))
+    unet.save_pretrained(broken / "unet")
+    with pytest.raises(UserError, match="Stopped at step 2: 5 updates were skipped because .* NaN"):
+        distill(parse(settings | {"teacher": str(broken), "max_bad_steps": 2, "warm_start": None}))
+    student, teacher = load_newest(tmp_path / "run").weights["student"], unet.state_dict()
+    for state in (student, teacher):
+        assert state.pop("conv_out.bias").isnan().all()
+    same_bits(student, dict(teacher))
+
+
+def test_prompt_list_too_large_to_keep_is_encoded_on_the_fly(settings):
+    distill(parse(settings | {"text_cache_megabytes": 0, "warm_start": None, "steps": 1}))
+
+
+@pytest.mark.parametrize(
+    "damage, sentence",
+    [
+        (
+            lambda folder: (folder / "unet/diffusion_pytorch_model.safetensors").write_bytes(b"short"),
+            "Cannot load unet",
+        ),
+        (lambda folder: (folder / "vae/config.json").unlink(), "Cannot load vae"),
+        (lambda folder: (folder / "text_encoder").rename(folder / "elsewhere"), "no folder text_encoder/"),
+        (
+            lambda folder: (folder / "scheduler/scheduler_config.json").write_text(
+                json.dumps(
+                    json.loads((folder / "scheduler/scheduler_config.json").read_text())
+                    | {"prediction_type": "v_prediction"}
+                )
+            ),
+            "predicts v_prediction",
+        ),
+    ],
+)
+def test_a_bad_teacher_is_a_sentence_and_leaves_no_run(settings, tmp_path, damage, sentence):
+    shutil.copytree(settings["teacher"], tmp_path / "bad")
+    damage(tmp_path / "bad")
+    with pytest.raises(UserError, match=sentence):
+        distill(parse(settings | {"teacher": str(tmp_path / "bad")}))
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,72 @@
+"""Closed form: two Gaussian classes, perfect scores, a linear student. Only the shipped loss and guidance are tested.
+
+Teacher of class c: N(m_c, s^2), m = -2 and 2, s = .5. Student G(z) = a_c z + b_c. The null prompt is the mixture.
+"""
+
+import pytest
+import torch
+
+from training.guidance import draw_kappa, guided
+from training.losses import sigma_squared_weight, vsd_loss
+
+BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+CUMULATIVE = torch.cumprod(1 - BETAS, 0)
+MEANS, DEVIATION = torch.tensor([-2.0, 2.0], dtype=torch.float64), 0.5
+
+
+def perfect_eps(x_t, t, text, means, deviations):
+    """eps = sigma (x_t - alpha m) / V of the class in `text` (0 or 1); of the even mixture where text is -1."""
+    alpha, sigma = CUMULATIVE[t].sqrt()[:, None], (1 - CUMULATIVE[t]).sqrt()[:, None]
+    variance = alpha**2 * deviations**2 + sigma**2  # [n, 2], a column a class
+    residual = x_t - alpha * means
+    eps = sigma * residual / variance
+    mixture = torch.softmax(-0.5 * (residual**2 / variance + variance.log()), 1)
+    chosen = torch.where(text < 0, mixture, torch.nn.functional.one_hot(text.clamp(min=0)[:, 0], 2).double())
+    return (chosen * eps).sum(1, keepdim=True)
+
+
+def distilled(kappa, cfg_on="both", steps=250, batch=128):
+    """Means and deviations of the student, [2] each."""
+    random = torch.Generator().manual_seed(0)
+    a = torch.tensor([1.0, 1.0], dtype=torch.float64, requires_grad=True)
+    b = torch.tensor([-0.5, 0.5], dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Adam([a, b], lr=0.1, betas=(0.0, 0.99))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    text = torch.arange(batch)[:, None] % 2
+    null = torch.full_like(text, -1)
+    for _ in range(steps):
+        z, noise = torch.randn(2, batch, 1, generator=random, dtype=torch.float64)
+        x0 = a[text] * z + b[text]
+        scale = draw_kappa(kappa, random)
+        t = torch.randint(20, 981, (batch,), generator=random)
+        alpha, sigma = CUMULATIVE[t].sqrt()[:, None], (1 - CUMULATIVE[t]).sqrt()[:, None]
+        with torch.no_grad():
+            x_t = alpha * x0 + sigma * noise
+
+            def teacher(*arguments):
+                return perfect_eps(*arguments, MEANS, torch.full((2,), DEVIATION, dtype=torch.float64))
+
+            def lora(*arguments):
+                return perfect_eps(*arguments, b.detach(), a.detach())
+
+            eps_teacher = guided(teacher, x_t, t, text, null, scale)
+            eps_lora = guided(lora, x_t, t, text, null, scale if cfg_on == "both" else 1.0)
+        optimizer.zero_grad()
+        vsd_loss(x0, eps_teacher, eps_lora, sigma_squared_weight(alpha, sigma, 1.0)).backward()
+        optimizer.step()
+        schedule.step()
+    return b.detach(), a.detach().abs()
+
+
+@pytest.mark.parametrize("kappa", [(1, 1), (4.5, 4.5), (2, 5), (1, 4)])
+def test_student_reaches_the_teacher_under_every_law_of_kappa(kappa):
+    means, deviations = distilled(kappa)
+    assert (means - MEANS).abs().max() < 0.01
+    assert (deviations - DEVIATION).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("kappa, beyond", [(2, 2.3), (4.5, 3)])
+def test_guidance_on_the_teacher_alone_fails_visibly(kappa, beyond):
+    means, deviations = distilled((kappa, kappa), cfg_on="teacher")
+    assert means.abs().min() > beyond
+    assert deviations.max() < 0.3

@@ -1,0 +1,1 @@
+"""One file a backbone: load, encode prompts, predict, eps to x0, decode."""

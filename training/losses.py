@@ -1,0 +1,57 @@
+"""The losses of PG-SB: pure functions of tensors, each with its equation.
+
+Notation of the variance-preserving schedule: x_t = alpha_t x0 + sigma_t eps, alpha_t^2 + sigma_t^2 = 1. Latents are
+[batch, ...] fp32; alpha and sigma broadcast against them.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def vsd_loss(x0: Tensor, eps_teacher: Tensor, eps_lora: Tensor, weight: Tensor) -> Tensor:
+    """0.5 * MSE(x0, stopgrad(x0 - w (eps_teacher - eps_lora))).
+
+    Its gradient in x0 is w (eps_teacher - eps_lora) / x0.numel(): the score difference, no network's Jacobian
+    (SwiftBrush, equation 6; the form is that of its published code). Returns a scalar.
+    """
+    target = (x0 - weight * (eps_teacher - eps_lora)).detach()
+    return 0.5 * torch.nn.functional.mse_loss(x0, target)
+
+
+def lora_loss(eps: Tensor, noise: Tensor, weight: Tensor) -> Tensor:
+    """mean(w (eps - noise)^2): denoising score matching on the student's own samples. Returns a scalar."""
+    return (weight * (eps - noise).square()).mean()
+
+
+def regression_loss(x0: Tensor, target: Tensor) -> Tensor:
+    """mean((x0 - target)^2), target being the teacher's own sample from the same noise. Returns a scalar."""
+    return torch.nn.functional.mse_loss(x0, target)
+
+
+def sigma_squared_weight(alpha: Tensor, sigma: Tensor, cap: float) -> Tensor:
+    """w = sigma_t^2 (SwiftBrush's code); at most 1, so the cap does not matter."""
+    return sigma.square()
+
+
+def x0_weight(alpha: Tensor, sigma: Tensor, cap: float) -> Tensor:
+    """w = min(sigma_t / alpha_t, cap): below the cap w (eps_teacher - eps_lora) is exactly x0_lora - x0_teacher."""
+    return (sigma / alpha).clamp(max=cap)
+
+
+def alpha_squared_weight(alpha: Tensor) -> Tensor:
+    """w = alpha_t^2 (SwiftBrush's code)."""
+    return alpha.square()
+
+
+def uniform_weight(alpha: Tensor) -> Tensor:
+    """w = 1."""
+    return torch.ones_like(alpha)
+
+
+VSD_WEIGHTS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "sigma_squared": sigma_squared_weight,
+    "x0": x0_weight,
+}
+LORA_WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {"alpha_squared": alpha_squared_weight, "uniform": uniform_weight}

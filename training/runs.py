@@ -1,0 +1,67 @@
+"""The run folder: claimed by `distill`, opened by `export` and `sample`."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from torch import Tensor
+
+from . import checkpoint as checkpoints
+from . import config as configs
+from .atomic import atomic_file
+from .errors import UserError
+
+
+@dataclass
+class Run:
+    folder: Path
+    config: configs.Config
+    checkpoint: checkpoints.Checkpoint
+
+    def weights(self, average: bool = True) -> dict[str, Tensor]:
+        """The student's state dict, fp32: the average (EMA) where it is asked for and the run kept one."""
+        roles = self.checkpoint.weights
+        return roles["student"] | roles["ema"] if average and "ema" in roles else roles["student"]
+
+
+def open_run(source: str | Path) -> Run:
+    """`source`: a run folder (its newest good checkpoint is taken) or RUN/checkpoints/step-N. Raises UserError."""
+    source = Path(source)
+    inside = source.parent.name == "checkpoints"
+    folder = source.parent.parent if inside else source
+    if not (folder / "config.yaml").is_file():
+        raise UserError(
+            f"{source} is no run: there is no {folder / 'config.yaml'}; give the folder that distill wrote."
+        )
+    checkpoint = checkpoints.load(source) if inside else checkpoints.load_newest(source)
+    if checkpoint is None:
+        raise UserError(f"{source} holds no whole checkpoint yet; let the run go on with `distill --resume`.")
+    return Run(folder, configs.load(folder / "config.yaml"), checkpoint)
+
+
+def find_saved(run: Path, config: configs.Config, resume: bool) -> checkpoints.Checkpoint | None:
+    """What to go on from: with `resume` the newest good checkpoint, if there is any.
+
+    Raises UserError for a folder that holds a run already, or one started with other settings.
+    """
+    path = run / "config.yaml"
+    if path.exists() and not resume:
+        raise UserError(f"{run} already holds a run; add --resume to go on with it, or give another --output.")
+    saved = None
+    if path.exists():
+        changed = configs.differences(configs.load(path), config)
+        if changed:
+            raise UserError(
+                f"{run} was started with another config: {'; '.join(changed)}. Set these back or give another --output."
+            )
+        saved = checkpoints.load_newest(run)
+    if resume and saved is None:
+        print(f"{run} holds no checkpoint yet; the run starts from the beginning.", file=sys.stderr)
+    return saved
+
+
+def write_config(run: Path, config: configs.Config) -> None:
+    """The resolved config, every default spelled out. Raises UserError (disk)."""
+    with atomic_file(run / "config.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump(configs.to_dict(config), sort_keys=False))
