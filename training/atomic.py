@@ -21,6 +21,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
+            temporary.chmod(0o666 & ~_umask())  # safetensors writes files that only their owner can read
             _flush(temporary)
             os.replace(temporary, path)
             _flush(path.parent)
@@ -44,6 +45,12 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             _flush(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _flush(path: Path) -> None:
