@@ -1,0 +1,42 @@
+# Everything is installed into build/ and runs from there. `make help` lists the commands.
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint demo-model environment clean
+
+# An environment of its own for every ComfyUI and interpreter, so that switching costs nothing.
+chosen := $(strip $(COMFYUI_PATH) $(PYTHON))
+venv := build/venv$(if $(chosen),-$(shell printf '%s' '$(chosen)' | cksum | cut -d' ' -f1))
+python := $(venv)/bin/python
+new_enough = $(1) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+found_python := $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do \
+	$(call new_enough,$$p) && echo $$p && break; done)
+
+# What the tests and the demo start. A checkout that is not ours gets no byte-code files either.
+in_environment := env COMFYUI_PATH='$(abspath $(or $(COMFYUI_PATH),build/comfyui))' \
+	$(if $(COMFYUI_PATH),PYTHONPYCACHEPREFIX='$(abspath build/bytecode)')
+
+help: ## list the commands
+	@echo "Commands:"
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 20
+	@echo "Settings:"
+	@echo "  COMFYUI_PATH=DIR  use this ComfyUI checkout; nothing in it is changed (else one is installed into build/)"
+	@echo "  PYTHON=FILE       use this interpreter, which has ComfyUI's requirements; nothing in it is changed"
+
+demo: environment ## steer the demo model with negative prompts on a real ComfyUI; ends with a table and a picture
+	@$(in_environment) PYTHONPATH=tests:. $(python) -m demo
+
+test: environment ## run every test, among them those that start a real ComfyUI and a real browser
+	@$(in_environment) $(venv)/bin/pytest -c tests/pytest.ini tests $(ARGS)
+
+lint: environment ## check the style of the code
+	@$(venv)/bin/ruff check .
+
+demo-model: environment ## make the demo model again from nothing (hours on 2 cores); goes on after an interruption
+	@$(python) -m training.shapes make
+
+environment: ## install what the others need (they do it themselves)
+	@test -n '$(found_python)' || { echo "Python 3.11 or newer is needed; no python3 here is that new."; exit 1; }
+	@$(found_python) tests/comfyui/provision.py $(venv) $(if $(PYTHON),--over '$(PYTHON)') \
+		$(if $(COMFYUI_PATH),--comfyui '$(COMFYUI_PATH)')
+
+clean: ## delete build/: the installed environments and all results
+	rm -rf build

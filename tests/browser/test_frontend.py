@@ -1,0 +1,67 @@
+"""Every workflow in the real frontend: it loads, it is the graph that we send, it gives a picture."""
+
+import json
+from contextlib import contextmanager
+
+import pytest
+from playwright.sync_api import Page, sync_playwright
+
+from browser.chromium import FOLDER, launch_options
+from comfyui import workflow
+from comfyui.serve import PACK
+
+WORKFLOWS = sorted((PACK / "workflows").glob("*.json"))
+READY = "() => window.app?.extensionManager && window.LiteGraph?.registered_node_types['SNOOPIOneStepSampler']"
+LOAD = """async ([graph, name]) => {
+    await app.loadGraphData(graph, true, true, name)
+    return app.graph._nodes.map(node => ({type: node.type, title: node.title, errors: !!node.has_errors}))
+}"""
+QUEUE = """() => new Promise(resolve => {
+    app.api.addEventListener("execution_error", event => resolve({error: event.detail.exception_message}))
+    app.api.addEventListener("executed", event => event.detail.output?.images && resolve(event.detail.output))
+    app.queuePrompt(0)
+})"""
+SHOW = """() => {
+    const boxes = app.graph._nodes.map(node => [...node.getBounding()])
+    const left = Math.min(...boxes.map(box => box[0])), right = Math.max(...boxes.map(box => box[0] + box[2]))
+    const top = Math.min(...boxes.map(box => box[1])), bottom = Math.max(...boxes.map(box => box[1] + box[3]))
+    const scale = Math.min(1, 1440 / (right - left), 680 / (bottom - top))
+    app.canvas.ds.scale = scale
+    app.canvas.ds.offset = [100 / scale - left, 170 / scale - top]
+    app.canvas.setDirty(true, true)
+}"""
+
+
+@contextmanager
+def frontend(address: str):
+    with sync_playwright() as playwright, playwright.chromium.launch(**launch_options()) as browser:
+        page = browser.new_page(viewport={"width": 1600, "height": 900})
+        page.set_default_timeout(240_000)
+        page.goto(address)
+        page.wait_for_function(READY)
+        yield page
+
+
+@pytest.fixture(scope="module")
+def page(server):
+    server.request("settings/Comfy.TutorialCompleted", True)
+    with frontend(server.address) as page:
+        yield page
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflow(page: Page, server, path):
+    graph = json.loads(path.read_text())
+    nodes = page.evaluate(LOAD, [graph, path.stem])
+    assert len(nodes) == len(graph["nodes"])
+    assert not [node for node in nodes if node["errors"]]
+
+    theirs = page.evaluate("async () => (await app.graphToPrompt()).output")
+    assert theirs == workflow.load(path, server.object_info())
+
+    output = page.evaluate(QUEUE)
+    assert output.get("images"), output
+    page.evaluate(SHOW)
+    page.wait_for_timeout(1500)  # the pictures are drawn a moment after they arrive
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=FOLDER / f"{path.stem}.png")

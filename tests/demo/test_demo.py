@@ -1,0 +1,85 @@
+"""`make demo` in small: few seeds, the whole path; and what it says when its files are not as they should be."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from comfyui.serve import PACK
+from demo import report
+from demo.graphs import METHODS
+from training.shapes.measurement import PAIRS
+
+REPORT_KEYS = {
+    "comfyui_version", "alpha", "detector_accuracy", "teacher_accuracy", "student_accuracy", "student_colors", "pairs",
+    "seconds_plain", "seconds_nasa", "settings", "machine", "versions",
+}  # fmt: skip
+
+
+def demo(*arguments):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(PACK / "tests"), str(PACK)])}
+    command = [sys.executable, "-m", "demo", *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A small demo with the committed model."""
+    output = tmp_path_factory.mktemp("demo")
+    made = demo("--output", output, "--seeds", 6, "--pictures", 32)
+    assert made.returncode == 0, made.stderr
+    return output, json.loads((output / "report.json").read_text()), made.stdout
+
+
+def test_report(small):
+    _, made, _ = small
+    assert set(made) == REPORT_KEYS
+    assert [(pair["prompt"], pair["negative"], pair["n"]) for pair in made["pairs"]] == [
+        (pair.prompt, pair.negative, 6) for pair in PAIRS
+    ]
+    assert all(0 <= pair[method][what] <= 1 for pair in made["pairs"] for method in METHODS for what in pair[method])
+    assert 0 < made["seconds_plain"] and 0 < made["seconds_nasa"]
+
+
+def test_negative_prompts_work(small):
+    """Loose bars, for few seeds; the real ones are in the table of `make demo`."""
+    _, made, _ = small
+    assert report.mean(made, "nasa", "absent") > report.mean(made, "none", "absent")
+    assert report.mean(made, "nasa", "kept") > 0.8
+    assert made["student_accuracy"] > 0.8
+
+
+def test_pictures_and_table(small):
+    output, made, printed = small
+    for name in ("without_vs_with.png", "alpha_sweep.png"):
+        with Image.open(output / name) as image:
+            assert image.width > 1000 and image.height > 500
+    assert str(output / "without_vs_with.png") in printed
+    assert all(name in printed for name, _, _ in report.bars(made))
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "not safetensors"])
+def test_bad_checkpoint_is_one_sentence(tmp_path, untrained_checkpoint, damage):
+    checkpoint = tmp_path / "model.safetensors"
+    if damage != "missing":
+        content = untrained_checkpoint.read_bytes()[:1_000_000] if damage == "truncated" else b"hello" * 100
+        checkpoint.write_bytes(content)
+    made = demo("--output", tmp_path / "out", "--checkpoint", checkpoint)
+    assert made.returncode == 1
+    assert str(checkpoint) in made.stderr and "makes it again" in made.stderr and "Traceback" not in made.stderr
+    assert not (tmp_path / "out" / "report.json").exists()
+
+
+def test_table_marks_what_is_not_met():
+    shares = {"none": 0.5, "cfg": 0.5, "embedding": 0.5, "nasa": 0.9}
+    pair = {"prompt": "a", "negative": "b", "n": 1, **{m: {"absent": s, "kept": 1.0} for m, s in shares.items()}}
+    made = {
+        "detector_accuracy": 1.0, "teacher_accuracy": 0.9, "student_accuracy": 1.0, "pairs": [pair],
+        "student_colors": {"red": 0.5, "blue": 0.5}, "seconds_plain": 1.0, "seconds_nasa": 1.0,
+    }  # fmt: skip
+    missed = [name for name, _, met in report.bars(made) if not met]
+    assert missed == ["teacher follows colour and shape: at least 95%", "with NASA absent: at least 95%"]
+    assert report.table(made).count("NOT MET") == 2
