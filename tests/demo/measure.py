@@ -16,7 +16,7 @@ FIRST_SEED = 1000
 BATCH = 50
 ROUNDS = 11
 OPEN_PROMPT = "a colored circle"
-SWEEP = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
+SWEEP = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 
 
 @dataclass

@@ -8,7 +8,7 @@ from .detector import Reading
 from .world import COLORS, SHAPES, parse
 
 # How strongly the demo's negative prompts steer; chosen on seeds that the demo does not use.
-ALPHA = 1.5
+ALPHA = 1.3
 
 ATTRIBUTES = ("shape", "color", "background", "size")
 
