@@ -5,11 +5,15 @@ so "100 seeds" are 100 different noises from two seeds; every method gets the sa
 """
 
 import argparse
+import fcntl
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -35,6 +39,20 @@ class DemoError(Exception):
 
 def say(text: str) -> None:
     print(f"[demo {time.strftime('%H:%M:%S')}] {text}", flush=True)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other demos out of ``folder``: two servers would give their pictures the same names. Raises DemoError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DemoError(
+                f"Another demo is running in {folder}; wait until it ends or give another --output."
+            ) from None
+        yield
 
 
 def make_checkpoint(path: Path) -> None:
@@ -99,7 +117,12 @@ def measure(demo: Demo, record: dict, seeds: int, pictures: int, output: Path) -
         "pairs": rows,
         "seconds_plain": plain,
         "seconds_nasa": nasa,
-        "settings": {"first_seed": FIRST_SEED, "cfg_scale": CFG_SCALE, "embedding_strength": demo.alpha},
+        "settings": {
+            "first_seed": FIRST_SEED,
+            "cfg_scale": CFG_SCALE,
+            "embedding_strength": demo.alpha,
+            "weights": record["sha256"],
+        },
         **report.machine(),
     }
 
@@ -108,6 +131,7 @@ def run(output: Path, seeds: int, pictures: int, checkpoint: Path | None = None,
     """The whole demo; writes its three files into ``output`` and gives the report. Raises DemoError."""
     record = read_record()
     base = output / "comfyui"
+    shutil.rmtree(base / "output", ignore_errors=True)  # pictures of an earlier run
     prepare(base)
     inside = base / "models" / "checkpoints" / CHECKPOINT
     if checkpoint:
@@ -134,7 +158,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is ended too
     started = time.monotonic()
     try:
-        made = run(**vars(arguments))
+        with alone_in(arguments.output):
+            made = run(**vars(arguments))
     except (DemoError, Refused, Unreachable, RuntimeError) as error:
         print(f"The demo stopped: {error}", file=sys.stderr)
         return 1

@@ -56,7 +56,7 @@ class Demo:
         """For each pair the pictures at each alpha of SWEEP."""
         return [
             [self.pictures("nasa", pair.prompt, pair.negative, count, alpha) for alpha in SWEEP]
-            for pair in tqdm(pairs, "alpha from 0 to 1", ncols=90)
+            for pair in tqdm(pairs, "the sweep of alpha", ncols=90)
         ]
 
     def seconds(self, rounds: int = ROUNDS) -> tuple[float, float]:

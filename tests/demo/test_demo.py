@@ -1,5 +1,6 @@
 """`make demo` in small: few seeds, the whole path; and what it says when its files are not as they should be."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -71,6 +72,14 @@ def test_bad_checkpoint_is_one_sentence(tmp_path, untrained_checkpoint, damage):
     assert made.returncode == 1
     assert str(checkpoint) in made.stderr and "makes it again" in made.stderr and "Traceback" not in made.stderr
     assert not (tmp_path / "out" / "report.json").exists()
+
+
+def test_two_demos_do_not_share_a_folder(tmp_path):
+    with (tmp_path / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        made = demo("--output", tmp_path)
+    assert made.returncode == 1 and "Another demo is running" in made.stderr and "Traceback" not in made.stderr
+    assert not (tmp_path / "report.json").exists()
 
 
 def test_table_marks_what_is_not_met():

@@ -81,7 +81,8 @@ def train_decoder(model: AutoencoderTiny, seed: int = 1) -> None:
         chosen = torch.randint(len(seen), (BATCH,))
         off = OFF_CODE * torch.rand(BATCH, 1) * torch.randn(BATCH, len(patterns)) @ patterns
         noise = 0.2 * torch.rand(BATCH, 1, 1, 1) * torch.randn_like(codes[chosen])
-        _update(_written(model, codes[chosen] + off.view_as(noise) + noise, seen[chosen], 1.0), weights, optimizer, schedule)
+        loss = _written(model, codes[chosen] + off.view_as(noise) + noise, seen[chosen], 1.0)
+        _update(loss, weights, optimizer, schedule)
 
 
 def train(folder: Path) -> AutoencoderTiny:

@@ -28,8 +28,8 @@ def prompts() -> list[str]:
     """The prompts of the distillation: every caption but the empty one, those of few words more often."""
     lines = []
     for caption in CAPTIONS[1:]:
-        short = caption.size is None and caption.background is None and not caption.bare and " or " not in caption.text()
-        lines += [caption.text()] * (6 if short else 1)
+        long = caption.size or caption.background or caption.bare or " or " in caption.text()
+        lines += [caption.text()] * (1 if long else 6)
     return lines
 
 

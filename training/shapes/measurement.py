@@ -1,4 +1,4 @@
-"""What is counted on the demo's pictures: captions followed, and unwanted things gone (the paper's Table 7 in small)."""
+"""What is counted on the demo's pictures: captions followed, unwanted things gone (the paper's Table 7 in small)."""
 
 from collections import Counter
 from dataclasses import dataclass

@@ -87,7 +87,9 @@ class World:
         self.fits = torch.tensor([[caption.fits(item) for item in ITEMS] for caption in CAPTIONS])
         # For each picture the captions that fit it, by kind; caption 0 is the empty one.
         kinds = torch.tensor([_kind(caption) for caption in CAPTIONS])
-        self._captions = [[torch.nonzero(row & (kinds == kind)).flatten().numpy() for kind in KINDS] for row in self.fits.T]
+        self._captions = [
+            [torch.nonzero(row & (kinds == kind)).flatten().numpy() for kind in KINDS] for row in self.fits.T
+        ]
 
     def draw(self, random: np.random.RandomState, settings: TeacherSettings) -> tuple[torch.Tensor, torch.Tensor]:
         """Picture and caption indices, int64 [batch] each."""
@@ -158,19 +160,20 @@ def _timesteps(settings: TeacherSettings, generator: torch.Generator) -> torch.T
     )
 
 
-# First plain captions; then captions with choices too, which a network can only follow if the words for colours (and for
-# shapes) act on each other as opposites. Without these a negative prompt has little to push against.
+# First plain captions; then captions with choices too, which a network can only follow if the words for colours (and
+# those for shapes) act on each other as opposites. Without these a negative prompt has little to push against.
 FIRST = TeacherSettings()
 SECOND = TeacherSettings(steps=700, learning_rate=6e-4, warm_up=50, cool_down=0.6, choice_share=0.35, seed=1)
 
 
 def train(folder: Path, settings: TeacherSettings, start: Path | None = None) -> UNet2DConditionModel:
-    """Train from nothing, or from the network in the folder ``start``, into ``folder`` (a diffusers folder), go on where an earlier run stopped, or load it.
+    """Train into the diffusers folder ``folder``, from nothing or from the network in the folder ``start``.
 
-    Writes ``folder/state.pt`` as it goes and ``folder/log.jsonl``. Raises UserError if the state there belongs to
-    other settings.
+    Goes on where an earlier run stopped, and loads what is finished. Writes ``folder/state.pt`` and
+    ``folder/log.jsonl`` as it goes. Raises UserError if the state there belongs to other settings.
     """
-    if (folder / "config.json").exists():
+    state_file = folder / "state.pt"  # gone once the network is saved
+    if (folder / "config.json").exists() and not state_file.exists():
         return UNet2DConditionModel.from_pretrained(folder).eval().requires_grad_(False)
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
@@ -180,7 +183,7 @@ def train(folder: Path, settings: TeacherSettings, start: Path | None = None) ->
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=settings.learning_rate, betas=settings.betas, weight_decay=0.0, fused=True
     )
-    first, state_file = 0, folder / "state.pt"
+    first = 0
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
         if state["settings"] != json.dumps(asdict(settings)):

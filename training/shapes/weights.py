@@ -83,7 +83,10 @@ def write_checkpoint(output: Path, untrained: bool = False, folder: Path = FOLDE
             state |= part
     encoder = text.text_encoder().state_dict()
     state |= {TEXT + key.removeprefix("text_model."): weight for key, weight in encoder.items()}
-    state = {key: weight.half() if weight.ndim and weight.is_floating_point() else weight for key, weight in state.items()}
+    for key, weight in state.items():
+        if weight.ndim and weight.is_floating_point():  # the tiny autoencoder's two scalars stay float32
+            weight = weight.half()
+        state[key] = weight.contiguous()
     with atomic_file(output) as temporary:
-        save_file({key: weight.contiguous() for key, weight in state.items()}, temporary, described)
+        save_file(state, temporary, described)
     return output
