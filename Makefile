@@ -24,8 +24,9 @@ help: ## list the commands
 demo: environment ## steer the demo model with negative prompts on a real ComfyUI; ends with a table and a picture
 	@$(in_environment) PYTHONPATH=tests:. $(python) -m demo
 
+# -P: the pack's folder, which holds a nodes/, stays off sys.path.
 test: environment ## run every test, among them those that start a real ComfyUI and a real browser
-	@$(in_environment) $(venv)/bin/pytest -c tests/pytest.ini tests $(ARGS)
+	@$(in_environment) $(python) -P -m pytest -c tests/pytest.ini tests $(ARGS)
 
 lint: environment ## check the style of the code
 	@$(venv)/bin/ruff check .
