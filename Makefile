@@ -31,7 +31,7 @@ test: environment ## run every test, among them those that start a real ComfyUI 
 lint: environment ## check the style of the code
 	@$(venv)/bin/ruff check .
 
-demo-model: environment ## make the demo model again from nothing (hours on 2 cores); goes on after an interruption
+demo-model: environment ## make the demo model again from nothing (over an hour on 2 cores); goes on after an interruption
 	@$(python) -m training.shapes make
 
 environment: ## install what the others need (they do it themselves)

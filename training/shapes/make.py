@@ -95,7 +95,7 @@ def student_figures(backbone: StableDiffusion, student, start) -> dict:
 def make_model(folder: Path, target: Path = weights.FOLDER) -> dict:
     """Run every stage that ``folder`` does not hold yet and write the weights to ``target``; returns the record.
 
-    An hour and more on two cores; the stages and their checkpoints stay in ``folder``. Raises UserError.
+    Over an hour on two cores; the stages and their checkpoints stay in ``folder``. Raises UserError.
     """
     torch.set_flush_denormal(True)
     source, run, exported = make_teacher(folder), folder / "student", folder / "snoopi-shapes.safetensors"
