@@ -29,7 +29,7 @@ def test_detector_refuses_other_arrays():
 def test_every_caption_is_read_back():
     for caption in world.CAPTIONS:
         again = world.parse(caption.text())
-        for name in (*measurement.ATTRIBUTES, "colored"):
+        for name in (*world.ATTRIBUTES, "colored"):
             assert getattr(again, name) == getattr(caption, name), caption.text()
 
 

@@ -5,12 +5,10 @@ from dataclasses import dataclass
 from itertools import product
 
 from .detector import Reading
-from .world import COLORS, SHAPES, parse
+from .world import ATTRIBUTES, COLORS, SHAPES, parse
 
 # How strongly the demo's negative prompts steer; chosen on seeds that the demo does not use.
 ALPHA = 1.3
-
-ATTRIBUTES = ("shape", "color", "background", "size")
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,7 @@ class World:
     """The latents of the world's pictures, its captions, and which fit which."""
 
     def __init__(self):
+        self.alphas_cumprod = scheduler().alphas_cumprod
         self.latents = latents()  # float32 [480, 4, 4, 4] in the order of ``ITEMS``
         self.fits = torch.tensor([[caption.fits(item) for item in ITEMS] for caption in CAPTIONS])
         # For each picture the captions that fit it, by kind; caption 0 is the empty one.
@@ -135,7 +136,7 @@ class NoisedBatch:
     @classmethod
     def make(cls, world: World, items, captions, timesteps, generator: torch.Generator) -> "NoisedBatch":
         """Noise the pictures ``items`` to ``timesteps`` and denoise them exactly; all indices int64 [B]."""
-        cumulative = scheduler().alphas_cumprod[timesteps]
+        cumulative = world.alphas_cumprod[timesteps]
         alpha, sigma = cumulative.sqrt(), (1 - cumulative).sqrt()
         wide = (slice(None), None, None, None)
         clean = world.latents[items]

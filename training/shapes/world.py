@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 PIXELS = 32
 SUPERSAMPLING = 8
 
+ATTRIBUTES = ("shape", "color", "background", "size")  # what captions and readings name
 SHAPES = ("circle", "square", "triangle", "cross")
 COLORS = {"red": (220, 40, 40), "green": (40, 165, 70), "blue": (50, 80, 225), "yellow": (240, 205, 40)}
 BACKGROUNDS = {"white": (245, 245, 245), "gray": (128, 128, 128), "black": (12, 12, 12)}
@@ -102,8 +103,8 @@ class Caption:
 
     def fits(self, item: Item) -> bool:
         """True if nothing that the caption says is wrong of the picture."""
-        said = ("shape", "color", "background", "size")
-        return all(getattr(item, name) in (getattr(self, name) or getattr(item, name)).split(" or ") for name in said)
+        said = {name: getattr(self, name) for name in ATTRIBUTES if getattr(self, name)}
+        return all(getattr(item, name) in value.split(" or ") for name, value in said.items())
 
 
 def parse(text: str) -> Caption:
@@ -116,8 +117,8 @@ def parse(text: str) -> Caption:
     return Caption(said(SHAPES), said(COLORS), said(BACKGROUNDS), said(SIZES), "colored" in words)
 
 
-def _captions() -> tuple[Caption, ...]:
-    """Every caption of the world once, the empty one first."""
+def _plain_captions() -> tuple[Caption, ...]:
+    """Every caption that leaves no choice between values, the empty one first."""
     full = [
         Caption(shape, color, background, size, colored)
         for shape, (color, colored), background, size in product(
@@ -151,5 +152,4 @@ def _choice_captions() -> tuple[Caption, ...]:
     )
 
 
-PLAIN_CAPTIONS = _captions()
-CAPTIONS = PLAIN_CAPTIONS + _choice_captions()
+CAPTIONS = _plain_captions() + _choice_captions()
