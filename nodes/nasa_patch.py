@@ -2,12 +2,13 @@
 
 from comfy_api.latest import io
 
+from .guidance.blocks import ALL
 from .guidance.payload import patch
-from .schema import schema
+from .schema import advanced, schema
 
 ALPHA_TOOLTIP = (
     "How strongly the picture is steered away from the negative prompt; 0 is off. Good starting points are 0.1 for "
-    "SD 1.5, 0.2 for SD 2.1 and 0.5 for SDXL. Too much, and quality falls."
+    "SD 1.5, 0.2 for SD 2.1 and 0.5 for SDXL and PixArt. Too much, and quality falls."
 )
 
 
@@ -24,7 +25,13 @@ class NASACrossAttentionPatch(io.ComfyNode):
             ),
             search_aliases=["negative prompt", "NASA", "SNOOPI", "NAG", "negative attention", "turbo negative"],
             inputs=[
-                io.Model.Input("model", tooltip="A UNet model: SD 1.x, SD 2.x or SDXL. It is not changed itself."),
+                io.Model.Input(
+                    "model",
+                    tooltip=(
+                        "SD 1.x, SD 2.x, SDXL, PixArt, HunyuanDiT, LTX-Video, Wan, Cosmos-Predict2, Anima or "
+                        "Kandinsky 5, and what is distilled from them. It is not changed itself."
+                    ),
+                ),
                 io.Conditioning.Input("negative", tooltip="What should not be in the picture: a CLIP Text Encode."),
                 io.Float.Input("alpha", default=0.5, min=0.0, max=2.0, step=0.01, tooltip=ALPHA_TOOLTIP),
                 io.Float.Input(
@@ -43,6 +50,42 @@ class NASACrossAttentionPatch(io.ComfyNode):
                     step=0.001,
                     tooltip="Where in the sampling the steering ends: 0 is the start, 1 the end.",
                 ),
+                advanced(
+                    io.String.Input(
+                        "blocks",
+                        default=ALL,
+                        optional=True,
+                        tooltip=(
+                            "Which parts of the model are steered: all, or a list such as in4-8, mid, out3-5 for SD "
+                            "and SDXL, and 0-13 for other models. The help page says what each family has."
+                        ),
+                    )
+                ),
+                advanced(
+                    io.Float.Input(
+                        "norm_limit",
+                        default=0.0,
+                        min=0.0,
+                        max=10.0,
+                        step=0.1,
+                        optional=True,
+                        tooltip=(
+                            "Lets a large alpha degrade gently: features may grow to so many times their size without "
+                            "the negative prompt. 0 is off; try 2.5, and nothing under 1."
+                        ),
+                    )
+                ),
+                advanced(
+                    io.String.Input(
+                        "name",
+                        default="",
+                        optional=True,
+                        tooltip=(
+                            "A second NASA patch on a model replaces the first of the same name. Give them different "
+                            "names, and both act, each with its own alpha."
+                        ),
+                    )
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model, steered away from the negative prompt.")
@@ -50,5 +93,7 @@ class NASACrossAttentionPatch(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, negative, alpha, start_percent, end_percent) -> io.NodeOutput:
-        return io.NodeOutput(patch(model, negative, alpha, start_percent, end_percent))
+    def execute(
+        cls, model, negative, alpha, start_percent, end_percent, blocks=ALL, norm_limit=0.0, name=""
+    ) -> io.NodeOutput:
+        return io.NodeOutput(patch(model, negative, alpha, start_percent, end_percent, blocks, norm_limit, name))

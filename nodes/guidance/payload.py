@@ -1,44 +1,57 @@
 """From a negative CONDITIONING to every cross-attention layer, through ComfyUI's own wrappers.
 
-`patch` leaves one SAMPLER_SAMPLE wrapper on a cloned model. When sampling starts it prepares the negative as ComfyUI
-prepares any conditioning and lays it beside the text of every cond, as a payload that ComfyUI then batches, crops,
-repeats and moves like the rest; alpha travels with it and is 0 for conds that must not be steered, so that positive and
-negative of CFG stay one batch. An APPLY_MODEL wrapper, living for that run, takes the payload out and installs NASA for
-that one call.
+`patch` leaves one SAMPLER_SAMPLE wrapper on a cloned model. When sampling starts it prepares the negatives as ComfyUI
+prepares any conditioning, and lays beside the text of every cond a payload that ComfyUI then batches, crops, repeats
+and moves like the rest: whether that cond is steered, and where in the picture each negative acts. As every cond has
+one, positive and negative of CFG stay one batch. An APPLY_MODEL wrapper, living for that run, takes the payload out
+and steers the layers for that one call.
 """
 
 import functools
+import itertools
 
 import comfy.conds
 import comfy.patcher_extension
-import comfy.sampler_helpers
-import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
+from .blocks import ALL, chosen_blocks
 from .conditioning import check_conditioning
-from .layouts import unet
+from .layouts import find_layout, uncompiled
+from .negative import Negative
+from .prompt import Prompt, prepare
+from .regions import shares
+from .steering import Steering, installed
 
 KEY = "snoopi_nasa"
-ALPHA = f"{KEY}_alpha"
-CONTEXT = f"{KEY}_context_{{}}".format
+STEERED = f"{KEY}_steered"
 REGION = f"{KEY}_region_{{}}".format
 
 
 def patch(
-    model: ModelPatcher, negative: list, alpha: float, start_percent: float = 0.0, end_percent: float = 1.0
+    model: ModelPatcher,
+    negative: list,
+    alpha: float,
+    start_percent: float = 0.0,
+    end_percent: float = 1.0,
+    blocks: str = ALL,
+    norm_limit: float = 0.0,
+    name: str = "",
 ) -> ModelPatcher:
     """A clone of `model` that is steered away from `negative`; `model` stays as it is.
 
-    Patching a patched model replaces the earlier negative; alpha 0 takes it away. Entries of `negative` may carry
-    areas, masks, strengths and step ranges, as ComfyUI's conditioning nodes set them; where several overlap, their mean
-    counts.
+    Entries of `negative` may carry areas, masks, strengths and step ranges, as ComfyUI's conditioning nodes set them;
+    where several overlap, their mean counts.
 
     Args:
         negative: ComfyUI's list of [embedding [batch, tokens, width], options].
         alpha: the strength of NASA, 0 to 2.
         start_percent, end_percent: the part of the sampling that is steered, as fractions of the model's schedule.
+        blocks: which layers are steered, such as `in4-8, mid, out3-5` (UNets) or `0-13` (transformers); or `all`.
+        norm_limit: the largest L1 norm of a steered feature as a multiple of Z+'s, at least 1; 0 for none.
+        name: patching a patched model under the same name replaces the earlier negative, and alpha 0 takes it away;
+            negatives of different names all act.
 
     Raises:
         ValueError: an input is unusable, or the model is of a family that is not supported.
@@ -50,88 +63,107 @@ def patch(
             f"start_percent is {start_percent} and end_percent {end_percent}: "
             f"give numbers from 0 to 1, the start not after the end."
         )
-    if not unet.attentions(model.get_model_object("diffusion_model")):
+    if norm_limit != 0 and not 1 <= norm_limit < float("inf"):
+        raise ValueError(f"norm_limit is {norm_limit}: give a number from 1 on, such as 2.5, or 0 to switch it off.")
+    diffusion_model = uncompiled(model.get_model_object("diffusion_model"))
+    layout = find_layout(diffusion_model)
+    if layout is None:
         raise ValueError(
-            f"The model ({type(model.model).__name__}) is of a family that NASA does not support yet: "
-            f"use a UNet such as SD 1.5, SD 2.1 or SDXL."
+            f"The model ({type(model.model).__name__}) is of a family that NASA does not support yet, without separate "
+            f"cross-attention: use SD 1.x, SD 2.x, SDXL, PixArt, HunyuanDiT, LTX-Video, Wan, Cosmos-Predict2, Anima or "
+            f"Kandinsky 5."
         )
-    check_conditioning("negative", negative, model.model.model_config.unet_config.get("context_dim"))
+    check_conditioning("negative", negative, layout.width(diffusion_model), layout.NEEDS)
+    chosen = frozenset(chosen_blocks(blocks, list(layout.blocks(diffusion_model))))
 
     model = model.clone()
+    negatives = {}
+    for wrapper in model.get_wrappers(WrappersMP.SAMPLER_SAMPLE, KEY):
+        negatives |= wrapper.args[0]
+    negatives.pop(name, None)
     model.remove_wrappers_with_key(WrappersMP.SAMPLER_SAMPLE, KEY)
     if alpha > 0:
-        wrapper = functools.partial(_sample, negative, alpha, start_percent, end_percent)
-        model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, wrapper)
+        negatives[name] = Negative(negative, alpha, start_percent, end_percent, chosen, norm_limit)
+    if negatives:
+        model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, functools.partial(_sample, negatives))
     return model
 
 
-def _sample(
-    negative, alpha, start_percent, end_percent,
-    executor, guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar,
-):  # fmt: skip
+def _sample(negatives, executor, guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar):
     """SAMPLER_SAMPLE: hand every cond of the guider the payload, and this run the wrapper that uses it."""
-    model = guider.inner_model
-    conds = [_scheduled(cond, start_percent, end_percent) for cond in comfy.sampler_helpers.convert_cond(negative)]
-    conds = comfy.samplers.process_conds(
-        model, noise, {"negative": conds}, noise.device, latent_image, denoise_mask, extra_args.get("seed")
-    )["negative"]
-
-    payload = {}
-    dtype = model.manual_cast_dtype or model.get_dtype()
-    for n, cond in enumerate(conds):
-        context = cond["model_conds"]["c_crossattn"].cond.to(noise.device, dtype)
-        payload[CONTEXT(n)] = comfy.conds.CONDCrossAttn(context)
-        if cond.keys() & {"area", "mask", "strength"}:
-            payload[REGION(n)] = comfy.conds.CONDNoiseShape(_region(cond, noise))
-
+    prepared = [
+        prompt
+        for negative in negatives.values()
+        for prompt in prepare(negative, guider, noise, latent_image, denoise_mask, extra_args.get("seed"))
+    ]
+    regions = {
+        REGION(n): comfy.conds.CONDNoiseShape(prompt.region)
+        for n, prompt in enumerate(prepared)
+        if prompt.region is not None
+    }
     for name, entries in guider.conds.items():
-        strength = noise.new_tensor([alpha if _is_positive(name, entries) else 0.0])
-        steering = payload | {ALPHA: comfy.conds.CONDRegular(strength)}
-        guider.conds[name] = [entry | {"model_conds": entry["model_conds"] | steering} for entry in entries]
-
-    windows = [(cond.get("timestep_start"), cond.get("timestep_end")) for cond in conds]
+        steered = noise.new_tensor([1.0 if _is_positive(name, entries) else 0.0])
+        payload = regions | {STEERED: comfy.conds.CONDRegular(steered)}
+        guider.conds[name] = [entry | {"model_conds": entry["model_conds"] | payload} for entry in entries]
     comfy.patcher_extension.add_wrapper_with_key(
         WrappersMP.APPLY_MODEL,
         KEY,
-        functools.partial(_apply_model, windows, functools.cache(lambda model: unet.attentions(model.diffusion_model))),
+        functools.partial(_apply_model, prepared),
         extra_args["model_options"],
         is_model_options=True,
     )
     return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar)
 
 
-def _apply_model(
-    windows, attentions_of,
-    executor, x, t, c_concat, c_crossattn, control, transformer_options, **kwargs,
-):  # fmt: skip
+def _apply_model(prompts, executor, x, t, c_concat, c_crossattn, control, transformer_options, **kwargs):
     """APPLY_MODEL: take the payload out of the call and steer the layers during it."""
-    alpha = kwargs.pop(ALPHA, None)
-    contexts = [kwargs.pop(CONTEXT(n), None) for n in range(len(windows))]
-    regions = [kwargs.pop(REGION(n), None) for n in range(len(windows))]
-    active = [n for n, (start, end) in enumerate(windows) if not _outside(t, start, end)]
-    if alpha is None or not active:
+    steered = kwargs.pop(STEERED, None)
+    regions = [kwargs.pop(REGION(n), None) for n in range(len(prompts))]
+    acting = [(prompt, where) for prompt, where in zip(prompts, regions, strict=True) if prompt.acts_at(t[0])]
+    if steered is None or not acting:
+        return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+    layout = find_layout(executor.class_obj.diffusion_model)
+    steerings = _steerings(layout, acting, executor.class_obj, x, t, steered, transformer_options, kwargs)
+    with installed(layout, steerings):
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
-    contexts = [contexts[n] for n in active]
-    weights = _weights([regions[n] for n in active], contexts[0])
-    alpha = alpha.to(contexts[0]).view(-1, 1, 1)
-    with unet.steered(attentions_of(executor.class_obj), alpha, contexts, weights, transformer_options) as options:
-        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+def _steerings(layout, acting, model, x, t, steered, transformer_options, conds):
+    """What every steered layer needs for this call."""
+    diffusion_model, chunks = uncompiled(model.diffusion_model), transformer_options["cond_or_uncond"]
+    prompts = [prompt for prompt, _ in acting]
+    strengths = [
+        strength if strength.ndim == 3 else layout.spread(diffusion_model, x, strength, conds)
+        for strength in _strengths(acting, steered)
+    ]
+    projections = [prompt.projection(layout, model, t, t.shape[0] // len(chunks)) for prompt in prompts]
+    for block, layers in layout.blocks(diffusion_model).items():
+        here = [n for n, prompt in enumerate(prompts) if block in prompt.negative.blocks]
+        limits = [prompts[n].negative.norm_limit for n in here if prompts[n].negative.norm_limit]
+        kept = [n for n in here if projections[n].keys_values]
+        texts = [n for n in here if not projections[n].keys_values]
+        for layer in layers if here else ():
+            yield Steering(
+                layer,
+                [projections[n].keys_values[layer] for n in kept],
+                [projections[n].text for n in texts],
+                [strengths[n] for n in kept + texts],
+                min(limits, default=0.0),
+                chunks,
+                transformer_options,
+            )
 
 
-def _scheduled(cond: dict, start_percent: float, end_percent: float) -> dict:
-    """The negative without what acts on other models (ControlNet, GLIGEN, hooks), inside the node's step range."""
-    cond = {key: value for key, value in cond.items() if key not in ("control", "gligen", "hooks")}
-    if start_percent > 0:
-        cond["start_percent"] = max(start_percent, cond.get("start_percent", 0.0))
-    if end_percent < 1:
-        cond["end_percent"] = min(end_percent, cond.get("end_percent", 1.0))
-    return cond
-
-
-def _outside(t: torch.Tensor, start: float | None, end: float | None) -> bool:
-    """Whether sigma t lies outside a step range, by the rule of comfy.samplers.get_area_and_mult."""
-    return (start is not None and bool(t[0] > start)) or (end is not None and bool(t[0] < end))
+def _strengths(acting: list[tuple[Prompt, torch.Tensor | None]], steered: torch.Tensor) -> list[torch.Tensor]:
+    """Alpha of every prompt: [batch, 1, 1], or a map [batch, 1, (frames,) height, width] where it has a region."""
+    strengths = []
+    for _, group in itertools.groupby(acting, key=lambda pair: id(pair[0].negative)):
+        prompts, regions = zip(*group, strict=True)
+        alpha = steered * prompts[0].negative.alpha
+        for share in shares(list(regions)):
+            ndim = share.ndim if torch.is_tensor(share) else 3
+            strengths.append((alpha.view(-1, *[1] * (ndim - 1)) * share).to(prompts[0].dtype))
+    return strengths
 
 
 def _is_positive(name: str, entries: list[dict]) -> bool:
@@ -140,26 +172,3 @@ def _is_positive(name: str, entries: list[dict]) -> bool:
     Their order does not: DualCFGGuider runs the negative first.
     """
     return name.startswith("positive") or not any("negative" in cond.get("prompt_type", name) for cond in entries)
-
-
-def _region(cond: dict, noise: torch.Tensor) -> torch.Tensor:
-    """How strongly a negative acts at each latent pixel, [batch, 1, height, width], by ComfyUI's own area and mask."""
-    placed = {key: cond[key] for key in ("area", "mask", "mask_strength", "strength", "uuid") if key in cond}
-    part = comfy.samplers.get_area_and_mult(placed | {"model_conds": {}}, noise, None)
-    region = torch.zeros_like(noise[:, :1])
-    view = region
-    if part.area is not None:
-        dims = len(part.area) // 2
-        for dim in range(dims):
-            view = view.narrow(dim + 2, part.area[dims + dim], part.area[dim])
-    view.copy_(part.mult[:, :1])
-    return region
-
-
-def _weights(regions: list[torch.Tensor | None], like: torch.Tensor) -> torch.Tensor | None:
-    """The share of each negative, [batch, negatives, height or 1, width or 1]: the mean where they overlap."""
-    if len(regions) == 1 and regions[0] is None:
-        return None
-    regions = [like.new_ones(like.shape[0], 1, 1, 1) if region is None else region.to(like) for region in regions]
-    weights = torch.cat(torch.broadcast_tensors(*regions), dim=1)
-    return weights / weights.sum(dim=1, keepdim=True).clamp(min=1)

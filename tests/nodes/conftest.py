@@ -66,6 +66,8 @@ def pack():
         "payload": ".nodes.guidance.payload",
         "unet": ".nodes.guidance.layouts.unet",
         "nasa": ".nodes.guidance.nasa",
+        "blocks": ".nodes.guidance.blocks",
+        "prompt": ".nodes.guidance.prompt",
         "presets": ".nodes.sampling.presets",
         "one_step": ".nodes.sampling.one_step",
         "nasa_patch": ".nodes.nasa_patch",

@@ -166,7 +166,9 @@ def test_negatives_with_step_ranges(pack, model, text, sample):
     early, late = text(8, start_percent=0.0, end_percent=0.3), text(9, start_percent=0.3, end_percent=1.0)
     seen = []
     attn = model.model.diffusion_model.middle_block[1].transformer_blocks[0].attn2
-    handle = attn.to_out.register_forward_pre_hook(lambda *_: seen.append(len(attn.__dict__.get("nasa_contexts", ()))))
+    handle = attn.to_out.register_forward_pre_hook(
+        lambda *_: seen.append(len(attn.to_out.nasa.strengths) if hasattr(attn.to_out, "nasa") else 0)
+    )
     sample(pack.payload.patch(model, early + late + text(5), ALPHA, 0.0, 0.5), text(1), steps=3)
     handle.remove()
     assert seen == [2, 2, 0]

@@ -14,6 +14,14 @@ import torch
         ({"alpha": -0.1}, "alpha is -0.1: give a number from 0 to 2."),
         ({"start_percent": 0.8, "end_percent": 0.2}, "start_percent is 0.8 and end_percent 0.2: give numbers from 0"),
         ({"start_percent": math.nan}, "start_percent is nan and end_percent 1.0: give numbers"),
+        ({"norm_limit": 0.5}, "norm_limit is 0.5: give a number from 1 on, such as 2.5, or 0 to switch it off."),
+        ({"norm_limit": math.nan}, "norm_limit is nan: give a number from 1 on"),
+        ({"norm_limit": math.inf}, "norm_limit is inf: give a number from 1 on"),
+        (
+            {"blocks": "mid, in2"},
+            "blocks names in2, which is not a block with cross-attention of this model: "
+            "choose from in1, in3, mid, out0-3, or write all.",
+        ),
         ({"negative": []}, "The negative conditioning is empty: connect a CLIP Text Encode"),
         ({"negative": [[None, {}]]}, "The negative conditioning holds no text embedding"),
         ({"negative": [[torch.zeros(1, 0, 24), {}]]}, "The negative conditioning holds no text embedding"),
@@ -62,7 +70,7 @@ def test_other_families_are_named(pack, text):
     cpu = torch.device("cpu")
     model = comfy.model_patcher.ModelPatcher(config.get_model({}, "", device="cpu"), cpu, cpu)
     with pytest.raises(
-        ValueError, match="The model \\(AuraFlow\\) is of a family that NASA does not support yet: use a UNet"
+        ValueError, match="The model \\(AuraFlow\\) is of a family that NASA does not support yet, with"
     ):
         pack.payload.patch(model, text(2), 0.5)
     latent = {"samples": torch.zeros(1, 4, 8, 8)}

@@ -1,1 +1,49 @@
-"""One file for each attention layout: where its cross-attention lies and how Z- gets there."""
+"""One file for each attention layout: where a model's cross-attention lies and how Z- gets there.
+
+A layout is a module with these functions:
+
+    blocks(model)                   the cross-attention layers by the name of their block, in the model's order
+    width(model)                    the width of the text encoder's embeddings
+    text(model, conds, timestep)    what those layers read of a prompt, [batch, tokens, width], from ComfyUI's cond
+                                    tensors of it by name; timestep is [1], in the model's own unit
+    keys_values(layer, text)        K and V, each [batch, tokens, ...], as that layer attends to them
+    forwards(layer)                 the modules whose forward changes while the layer is steered, and what it becomes:
+                                    functions of the module whose attribute `nasa` is the layer's Steering
+    spread(model, x, map, conds)    a map [batch, 1, (frames,) height, width] over latents x as the layers read it;
+                                    conds is what else the model gets in this call
+
+and TEXT_CHANGES_WITH_TIME, whether `text` reads the timestep, and NEEDS, what a CONDITIONING has to carry beside its
+embedding.
+"""
+
+import importlib
+from types import ModuleType
+
+import torch
+
+#: ComfyUI's diffusion model classes, subclasses included, and the file here that knows their layout.
+LAYOUTS = {
+    "comfy.ldm.modules.diffusionmodules.openaimodel.UNetModel": "unet",
+    "comfy.ldm.pixart.pixartms.PixArtMS": "pixart",
+    "comfy.ldm.hydit.models.HunYuanDiT": "hunyuan_dit",
+    "comfy.ldm.wan.model.WanModel": "wan",
+    "comfy.ldm.lightricks.model.LTXVModel": "ltx_video",
+    "comfy.ldm.lightricks.av_model.LTXAVModel": None,  # its text goes through connectors of its own
+    "comfy.ldm.cosmos.predict2.MiniTrainDIT": "cosmos",
+    "comfy.ldm.kandinsky5.model.Kandinsky5": "kandinsky",
+}
+
+
+def find_layout(diffusion_model: torch.nn.Module) -> ModuleType | None:
+    """The layout of a diffusion model, found by its class; None if there is none, or no cross-attention in it."""
+    for ancestor in type(uncompiled(diffusion_model)).__mro__:
+        name = f"{ancestor.__module__}.{ancestor.__qualname__}"
+        if name in LAYOUTS:
+            layout = LAYOUTS[name] and importlib.import_module(f".{LAYOUTS[name]}", __package__)
+            return layout if layout and layout.blocks(uncompiled(diffusion_model)) else None
+    return None
+
+
+def uncompiled(module: torch.nn.Module) -> torch.nn.Module:
+    """The module itself, without torch.compile's wrapping."""
+    return getattr(module, "_orig_mod", module)

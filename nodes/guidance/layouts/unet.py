@@ -1,113 +1,106 @@
-"""UNets with a cross-attention called attn2 in every transformer block: SD 1.x, SD 2.x, SDXL and their children."""
+"""UNets with a cross-attention called attn2 in every transformer block: SD 1.x, SD 2.x, SDXL, their children, SVD."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
-from types import MethodType
+from math import log
+from typing import NamedTuple
 
 import torch
-from comfy.ldm.modules.attention import optimized_attention, optimized_attention_masked
+from comfy.ldm.modules.attention import optimized_attention
 
-from ..nasa import steer_away
+from ..steering import rows
 
-Attentions = dict[tuple[str, int, int], torch.nn.Module]
-
-
-def attentions(diffusion_model: torch.nn.Module) -> Attentions:
-    """Every attn2 by ComfyUI's name of its place: ("input" | "middle" | "output", block, transformer block in it).
-
-    Empty for a model of another layout. A module wrapped by torch.compile is looked through.
-    """
-    unet = getattr(diffusion_model, "_orig_mod", diffusion_model)
-    sides = {
-        "input": getattr(unet, "input_blocks", ()),
-        "middle": [getattr(unet, "middle_block", None) or ()],
-        "output": getattr(unet, "output_blocks", ()),
-    }
-    return {
-        (side, number, index): block.attn2
-        for side, blocks in sides.items()
-        for number, layers in enumerate(blocks)
-        for layer in layers
-        for index, block in enumerate(getattr(layer, "transformer_blocks", ()))
-        if getattr(block, "attn2", None) is not None
-    }
+TEXT_CHANGES_WITH_TIME = False
+NEEDS = ()
 
 
-@contextmanager
-def steered(
-    modules: Attentions,
-    alpha: torch.Tensor,
-    contexts: list[torch.Tensor],
-    weights: torch.Tensor | None,
-    transformer_options: dict,
-) -> Iterator[dict]:
-    """Install NASA in `modules` for one call of the model; yields the transformer_options to call it with.
+class Layer(NamedTuple):
+    """A cross-attention, and whether its batch is of places and its tokens are the frames (SVD), not the reverse."""
 
-    What changes from call to call lies in attributes of the modules, and the new forward is a function of this file:
-    so torch.compile traces it once, guards it (unlike transformer_options), and does not recompile for a new alpha.
-
-    Args:
-        alpha: [batch, 1, 1].
-        contexts: the negatives, each [batch, tokens, width], on the model's device in its compute dtype, as alpha.
-        weights: the share of each negative at each latent pixel, [batch, negatives, height, width] (or 1 x 1 where it
-            is the same everywhere); None for one negative with full weight.
-    """
-    replaced = transformer_options.get("patches_replace", {})
-    if replaced.get("attn2"):  # a block listed here never calls attn2.forward
-        wrapped = {place: partial(_replaced, modules, original) for place, original in replaced["attn2"].items()}
-        transformer_options = {**transformer_options, "patches_replace": {**replaced, "attn2": wrapped}}
-
-    before = [(module, module.__dict__.get("forward")) for module in modules.values()]
-    try:
-        for module, _ in before:
-            module.nasa_alpha, module.nasa_contexts, module.nasa_weights = alpha, contexts, weights
-            module.forward = MethodType(_forward, module)
-        yield transformer_options
-    finally:
-        for module, forward in before:
-            for name in ("nasa_alpha", "nasa_contexts", "nasa_weights", "forward"):
-                module.__dict__.pop(name, None)
-            if forward is not None:
-                module.forward = forward
+    attention: torch.nn.Module
+    over_time: bool
 
 
-def _forward(self, x, context=None, value=None, mask=None, transformer_options=None):
-    """CrossAttention.forward with NASA; positive and negative tokens share one projection."""
-    q = self.to_q(x)
-    context = x if context is None else context
-    k, *negative_k = _project(self.to_k, [context, *self.nasa_contexts])
-    v, *negative_v = _project(self.to_v, [context if value is None else value, *self.nasa_contexts])
-    z = _attend(self, q, k, v, mask, transformer_options)
-    return self.to_out(_steer(self, z, q, negative_k, negative_v, transformer_options))
+def blocks(unet: torch.nn.Module) -> dict[str, list[Layer]]:
+    """in1, in2, ... mid, ... out11, by ComfyUI's numbers of input_blocks and output_blocks."""
+    sides = {f"in{number}": parts for number, parts in enumerate(unet.input_blocks)}
+    sides["mid"] = unet.middle_block or ()
+    sides |= {f"out{number}": parts for number, parts in enumerate(unet.output_blocks)}
+    found = {name: [attention for part in parts for attention in _attentions(part)] for name, parts in sides.items()}
+    return {name: attentions for name, attentions in found.items() if attentions}
 
 
-def _replaced(modules, original, q, k, v, extra_options):
-    """Another pack's attn2 replacement, whose result is Z+ here."""
-    module = modules[(*extra_options["block"][:2], extra_options["block_index"])]
-    negative_k = _project(module.to_k, module.nasa_contexts)
-    negative_v = _project(module.to_v, module.nasa_contexts)
-    return _steer(module, original(q, k, v, extra_options), q, negative_k, negative_v, extra_options)
+def _attentions(part: torch.nn.Module) -> list[Layer]:
+    return [
+        Layer(block.attn2, over_time)
+        for name, over_time in (("transformer_blocks", False), ("time_stack", True))
+        if hasattr(part, "transformer_blocks")
+        for block in getattr(part, name, ())
+        if block.attn2 is not None and not block.switch_temporal_ca_to_sa
+    ]
 
 
-def _steer(module, z, q, negative_k, negative_v, options):
-    negatives = [_attend(module, q, k, v, None, options) for k, v in zip(negative_k, negative_v, strict=True)]
-    if module.nasa_weights is None:
-        return steer_away(z, negatives[0], module.nasa_alpha)
-    weights = torch.nn.functional.interpolate(
-        module.nasa_weights, size=options["activations_shape"][-2:], mode="bilinear"
-    )
-    weights = weights.flatten(2).unsqueeze(-1)  # [batch, negatives, image tokens, 1]
-    return steer_away(z, sum(weights[:, n] * negative for n, negative in enumerate(negatives)), module.nasa_alpha)
+def width(unet):
+    return next(iter(blocks(unet).values()))[0].attention.to_k.in_features
 
 
-def _project(linear, contexts):
-    """One call for all: a layer of a quantized or offloaded model casts its weights once."""
-    return linear(torch.cat(contexts, dim=1)).split([context.shape[1] for context in contexts], dim=1)
+def text(unet, conds, timestep):
+    return conds["c_crossattn"]
 
 
-def _attend(module, q, k, v, mask, options):
-    options = {"attn_precision": module.attn_precision, "transformer_options": options}
-    if mask is None:
-        return optimized_attention(q, k, v, module.heads, **options)
-    return optimized_attention_masked(q, k, v, module.heads, mask, **options)
+def keys_values(layer, text):
+    return layer.attention.to_k(text), layer.attention.to_v(text)
+
+
+def forwards(layer):
+    """Whoever computes Z+, attn2 itself or another pack's replacement, begins with to_q and ends with to_out."""
+    return [(layer.attention.to_q, _remember), (layer.attention.to_out, _steered)]
+
+
+def spread(unet, x, map, conds):
+    """As it is: every resolution of the UNet needs a size of its own."""
+    return map
+
+
+def _remember(to_q, x):
+    to_q.nasa.q = q = to_q.nasa_before(x)
+    return q
+
+
+def _steered(to_out, z):
+    nasa, to_out.nasa.q, q = to_out.nasa, None, to_out.nasa.q
+    attention = nasa.layer.attention
+
+    def attend(k, v):
+        options = {"attn_precision": attention.attn_precision, "transformer_options": nasa.options}
+        return optimized_attention(q, k, v, attention.heads, **options)
+
+    negatives = [*nasa.kept, *(keys_values(nasa.layer, text) for text in nasa.texts)]
+    fit = _over_time if nasa.layer.over_time else _over_places
+    return to_out.nasa_before(nasa.steer(z, negatives, attend, fit))
+
+
+def _over_places(x, z, chunks):
+    """x, with a row for every row of the model's batch, for z [batch, places, channels]."""
+    if x.ndim == 4:
+        x = _resized(x, z.shape[1]).flatten(2).transpose(1, 2)
+    return rows(x, z.shape[0], chunks)
+
+
+def _over_time(x, z, chunks):
+    """x, with a row for every frame of the batch, for z [videos * places, frames, channels]."""
+    frames = z.shape[1]
+    if x.shape[0] == 1:
+        return rows(x, z.shape[0], chunks)
+    videos = x.shape[0] // frames
+    places = z.shape[0] // videos
+    if x.ndim == 3:
+        return x[::frames].repeat_interleave(places, dim=0)
+    x = _resized(x, places).view(videos, frames, places)
+    return x.transpose(1, 2).reshape(-1, frames, 1)
+
+
+def _resized(map, places):
+    """map [batch, 1, height, width] in the size of a layer with so many places, which has the picture's proportions."""
+    height, width = map.shape[2:]
+    sizes = [(n, places // n) for n in range(1, places + 1) if places % n == 0]
+    size = min(sizes, key=lambda size: abs(log(size[0] / size[1]) - log(height / width)))
+    return torch.nn.functional.interpolate(map, size=size, mode="bilinear")

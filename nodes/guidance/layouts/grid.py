@@ -1,0 +1,18 @@
+"""Maps over the picture, for models that cut it into patches."""
+
+import torch
+
+
+def over_patches(map: torch.Tensor, x: torch.Tensor, patch: tuple[int, ...]) -> torch.Tensor:
+    """[batch, image tokens, 1]: the value of a map at every patch, in the order the model flattens them.
+
+    Args:
+        map: [batch, 1, (frames,) height, width].
+        x: latents [batch, channels, (frames,) height, width] as the model receives them.
+        patch: the size of a patch in latents: (frames, height, width), or (height, width).
+    """
+    if x.ndim < len(patch) + 2:  # a picture in a model of videos
+        map, x = map.unsqueeze(2), x.unsqueeze(2)
+    size = [-(-length // step) for length, step in zip(x.shape[2:], patch, strict=True)]
+    mode = "bilinear" if len(size) == 2 else "trilinear"
+    return torch.nn.functional.interpolate(map, size=size, mode=mode).flatten(2).transpose(1, 2)

@@ -1,0 +1,62 @@
+"""HunyuanDiT: attn2 in every block, over the tokens of CLIP and T5 together."""
+
+import comfy.ops
+import torch
+from comfy.ldm.hydit.attn_layers import apply_rotary_emb
+from comfy.ldm.modules.attention import optimized_attention
+
+from .grid import over_patches
+
+TEXT_CHANGES_WITH_TIME = False
+NEEDS = ("conditioning_mt5xl", "attention_mask", "attention_mask_mt5xl")
+
+
+def blocks(model):
+    return {str(number): [block.attn2] for number, block in enumerate(model.blocks)}
+
+
+def width(model):
+    return model.text_states_dim
+
+
+def text(model, conds, timestep):
+    """CLIP's and T5's tokens, with learned padding where their masks are 0, as HunYuanDiT.forward makes them."""
+    clip, t5 = conds["c_crossattn"], model.mlp_t5(conds["encoder_hidden_states_t5"])
+    padding = comfy.ops.cast_to_input(model.text_embedding_padding, clip)
+    paddings = padding[: model.text_len], padding[model.text_len :]
+    masks = conds["text_embedding_mask"], conds["text_embedding_mask_t5"]
+    return torch.cat([_padded(*part) for part in zip((clip, t5), masks, paddings, strict=True)], dim=1)
+
+
+def _padded(tokens, mask, padding):
+    length = padding.shape[0]
+    last = torch.where(mask[:, -length:].bool().unsqueeze(2), tokens[:, -length:], padding)
+    return torch.cat([tokens[:, :-length], last], dim=1)
+
+
+def keys_values(attention, text):
+    kv = attention.kv_proj(text).unflatten(-1, (2, attention.num_heads, attention.head_dim))
+    k, v = kv.unbind(dim=2)
+    return attention.k_norm(k), v
+
+
+def forwards(attention):
+    return [(attention, _forward)]
+
+
+def spread(model, x, map, conds):
+    return over_patches(map, x, (model.patch_size, model.patch_size))
+
+
+def _forward(self, x, y, freqs_cis_img=None):
+    """CrossAttention.forward of HunyuanDiT with NASA; positions turn the queries alone."""
+    q = self.q_norm(self.q_proj(x).unflatten(-1, (self.num_heads, self.head_dim)))
+    if freqs_cis_img is not None:
+        q, _ = apply_rotary_emb(q, None, freqs_cis_img)
+
+    def attend(k, v):
+        heads_first = (part.transpose(1, 2).contiguous() for part in (q, k, v))
+        return optimized_attention(*heads_first, self.num_heads, skip_reshape=True, attn_precision=self.attn_precision)
+
+    (k, v), negatives = self.nasa.project(keys_values, y)
+    return (self.proj_drop(self.out_proj(self.nasa.steer(attend(k, v), negatives, attend))),)

@@ -1,0 +1,52 @@
+"""Kandinsky 5: cross_attention in every visual block, its text refined by blocks that know the timestep."""
+
+from comfy.ldm.kandinsky5.model import attention as attention_of_heads
+
+from .grid import over_patches
+
+TEXT_CHANGES_WITH_TIME = True
+NEEDS = ("pooled_output",)
+
+
+def blocks(model):
+    return {str(number): [block.cross_attention] for number, block in enumerate(model.visual_transformer_blocks)}
+
+
+def width(model):
+    return model.text_embeddings.in_layer.in_features
+
+
+def text(model, conds, timestep):
+    """The negative's own pooled embedding goes with it, as in Kandinsky5.forward_orig."""
+    context = conds["c_crossattn"]
+    time = model.time_embeddings(timestep, context.dtype) + model.pooled_text_embeddings(conds["y"])
+    positions = model.rope_encode_1d(context.shape[1], device=context.device, dtype=context.dtype)
+    context = model.text_embeddings(context)
+    for block in model.text_transformer_blocks:
+        context = block(context, time, positions)
+    return context
+
+
+def keys_values(attention, text):
+    k, v = attention.to_key(text), attention.to_value(text)
+    k, v = (x.unflatten(-1, (attention.num_heads, -1)) for x in (k, v))
+    return attention.key_norm(k), v
+
+
+def forwards(attention):
+    return [(attention, _forward)]
+
+
+def spread(model, x, map, conds):
+    return over_patches(map, x, model.patch_size)
+
+
+def _forward(self, x, context, transformer_options=None):
+    """CrossAttention.forward of Kandinsky 5 with NASA."""
+    q = self.query_norm(self.to_query(x).unflatten(-1, (self.num_heads, -1)))
+
+    def attend(k, v):
+        return attention_of_heads(q, k, v, self.num_heads, transformer_options=transformer_options or {})
+
+    (k, v), negatives = self.nasa.project(keys_values, context)
+    return self.out_layer(self.nasa.steer(attend(k, v), negatives, attend))

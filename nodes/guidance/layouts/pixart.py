@@ -1,0 +1,43 @@
+"""PixArt-alpha and PixArt-sigma: cross_attn in every block, its text tokens projected by y_embedder."""
+
+from comfy.ldm.modules.attention import optimized_attention
+
+from .grid import over_patches
+
+TEXT_CHANGES_WITH_TIME = False
+NEEDS = ()
+
+
+def blocks(model):
+    return {str(number): [block.cross_attn] for number, block in enumerate(model.blocks)}
+
+
+def width(model):
+    return model.y_embedder.y_proj.fc1.in_features
+
+
+def text(model, conds, timestep):
+    return model.y_embedder(conds["c_crossattn"].unsqueeze(1), False).squeeze(1)
+
+
+def keys_values(attention, text):
+    return attention.kv_linear(text).chunk(2, dim=-1)
+
+
+def forwards(attention):
+    return [(attention, _forward)]
+
+
+def spread(model, x, map, conds):
+    return over_patches(map, x, (model.patch_size, model.patch_size))
+
+
+def _forward(self, x, cond, mask=None):
+    """MultiHeadCrossAttention.forward with NASA; ComfyUI hands it the text of all rows as one row."""
+    q = self.q_linear(x)
+
+    def attend(k, v):
+        return optimized_attention(q, k, v, self.num_heads)
+
+    (k, v), negatives = self.nasa.project(keys_values, cond.reshape(x.shape[0], -1, cond.shape[-1]))
+    return self.proj_drop(self.proj(self.nasa.steer(attend(k, v), negatives, attend)))

@@ -1,0 +1,126 @@
+"""One entry of a negative CONDITIONING, as a model reads it."""
+
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import comfy.sampler_helpers
+import comfy.samplers
+import torch
+from comfy.model_patcher import ModelPatcher
+
+from .kept import SHARE, keys_values_within
+from .layouts import uncompiled
+from .negative import Negative
+from .regions import region
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One entry of a negative during one sampling run.
+
+    Args:
+        number: its place in the negative's CONDITIONING.
+        conds: ComfyUI's cond tensors by name, on the device and in the dtype that the model computes in.
+        region: where it acts, as `regions.region`.
+        start, end: the sigmas between which it acts; None for no bound.
+        patcher: the model's.
+        lasting: whether the weights stay as they are during the run.
+    """
+
+    negative: Negative
+    number: int
+    conds: dict[str, torch.Tensor]
+    region: torch.Tensor | None
+    start: float | None
+    end: float | None
+    patcher: ModelPatcher
+    lasting: bool
+
+    def acts_at(self, sigma: torch.Tensor) -> bool:
+        """By the rule of comfy.samplers.get_area_and_mult; the host waits for sigma only if there is a bound."""
+        return (self.start is None or bool(sigma <= self.start)) and (self.end is None or bool(sigma >= self.end))
+
+    def projection(self, layout: ModuleType, model: torch.nn.Module, t: torch.Tensor, rows: int) -> "Projection":
+        """What the layers attend to, for a call with sigmas t [batch], of which each cond has `rows`."""
+        lasting = self.lasting and not layout.TEXT_CHANGES_WITH_TIME
+        kept = self.negative.kept.of(self.patcher, self.dtype) if lasting else {}
+        place = t.device, self.number
+        if place not in kept:
+            kept[place] = self._project(layout, model, t, SHARE * self.patcher.model_size() if lasting else 0)
+        return kept[place].for_batch(t.shape[0], rows)
+
+    def _project(self, layout, model, t, limit):
+        diffusion_model = uncompiled(model.diffusion_model)
+        conds = {name: cond.to(t.device) for name, cond in self.conds.items()}
+        text = layout.text(diffusion_model, conds, model.model_sampling.timestep(t[:1]).float())
+        blocks = layout.blocks(diffusion_model).items()
+        layers = [layer for block, layers in blocks if block in self.negative.blocks for layer in layers]
+        return Projection(text, keys_values_within(limit, layout, layers, text))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.conds["c_crossattn"].dtype
+
+
+@dataclass(frozen=True)
+class Projection:
+    """What the layers read of a prompt, [1 or batch, tokens, width], and, where it is kept, (K-, V-) by layer."""
+
+    text: torch.Tensor
+    keys_values: dict[Any, tuple[torch.Tensor, torch.Tensor]] | None
+
+    def for_batch(self, batch: int, rows: int) -> "Projection":
+        """Several embeddings in one entry: one for each picture of a batch, in turn."""
+        count = self.text.shape[0]
+        if count == 1:
+            return self
+        index = torch.arange(batch, device=self.text.device) % rows % count
+        kept = self.keys_values and {layer: (k[index], v[index]) for layer, (k, v) in self.keys_values.items()}
+        return Projection(self.text[index], kept)
+
+
+def prepare(negative: Negative, guider, noise, latent_image, denoise_mask, seed) -> list[Prompt]:
+    """The entries of a negative, prepared as ComfyUI prepares any conditioning when sampling starts.
+
+    Args:
+        guider: ComfyUI's, with its model loaded and its conds processed.
+        noise: [batch, channels, (frames,) height, width] on the model's device.
+    """
+    model = guider.inner_model
+    conds = [_scheduled(cond, negative) for cond in comfy.sampler_helpers.convert_cond(negative.conditioning)]
+    conds = comfy.samplers.process_conds(
+        model, noise, {"negative": conds}, noise.device, latent_image, denoise_mask, seed
+    )["negative"]
+    dtype = model.manual_cast_dtype or model.get_dtype()
+    # Hooks of the guider's conds move weights from call to call.
+    hooked = any(entry.get("hooks") for entries in guider.conds.values() for entry in entries)
+    return [
+        Prompt(
+            negative,
+            number,
+            {name: _cast(cond.cond, noise.device, dtype) for name, cond in entry["model_conds"].items()
+             if torch.is_tensor(cond.cond)},
+            region(entry, noise),
+            entry.get("timestep_start"),
+            entry.get("timestep_end"),
+            guider.model_patcher,
+            not hooked and not guider.model_patcher.forced_hooks,
+        )
+        for number, entry in enumerate(conds)
+    ]  # fmt: skip
+
+
+def _scheduled(cond: dict, negative: Negative) -> dict:
+    """The negative without what acts on other models (ControlNet, GLIGEN, hooks), inside the node's step range."""
+    cond = {key: value for key, value in cond.items() if key not in ("control", "gligen", "hooks")}
+    if negative.start_percent > 0:
+        cond["start_percent"] = max(negative.start_percent, cond.get("start_percent", 0.0))
+    if negative.end_percent < 1:
+        cond["end_percent"] = min(negative.end_percent, cond.get("end_percent", 1.0))
+    return cond
+
+
+def _cast(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """As BaseModel.apply_model casts conds, which happens after the wrappers."""
+    return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
