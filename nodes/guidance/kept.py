@@ -6,8 +6,8 @@ from types import ModuleType
 import torch
 from comfy.model_patcher import ModelPatcher
 
-#: K- and V- are kept if they take no more than this part of the model's size.
-SHARE = 0.01
+#: K- and V- are kept for as many layers as take no more than this part of the model's size.
+SHARE = 0.008
 
 
 class Kept(dict):
@@ -30,12 +30,13 @@ class Kept(dict):
         return self
 
 
-def keys_values_within(limit: float, layout: ModuleType, layers: list, text: torch.Tensor) -> dict | None:
-    """(K-, V-) by layer; None if together they take more than `limit` bytes, which is found out without taking them."""
+def keys_values_within(limit: float, layout: ModuleType, layers: list, text: torch.Tensor) -> dict:
+    """(K-, V-) of the first layers, by layer: of as many as together take no more than `limit` bytes."""
     found, size = {}, 0
-    for layer in layers:
+    for layer in layers if limit > 0 else ():
+        parts = layout.keys_values(layer, text)
+        size += sum(part.numel() * part.element_size() for part in parts)
         if size > limit:
-            return None
-        found[layer] = layout.keys_values(layer, text)
-        size += sum(part.numel() * part.element_size() for part in found[layer])
-    return found if size <= limit else None
+            break
+        found[layer] = parts
+    return found

@@ -68,10 +68,10 @@ def patch(
     diffusion_model = uncompiled(model.get_model_object("diffusion_model"))
     layout = find_layout(diffusion_model)
     if layout is None:
+        family = type(model.model.model_config).__name__
         raise ValueError(
-            f"The model ({type(model.model).__name__}) is of a family that NASA does not support yet, without separate "
-            f"cross-attention: use SD 1.x, SD 2.x, SDXL, PixArt, HunyuanDiT, LTX-Video, Wan, Cosmos-Predict2, Anima or "
-            f"Kandinsky 5."
+            f"The model ({family}) is of a family that NASA does not support yet, without separate cross-attention: "
+            f"use SD 1.x, SD 2.x, SDXL, PixArt, HunyuanDiT, LTX-Video, Wan, Cosmos-Predict2, Anima or Kandinsky 5."
         )
     check_conditioning("negative", negative, layout.width(diffusion_model), layout.NEEDS)
     chosen = frozenset(chosen_blocks(blocks, list(layout.blocks(diffusion_model))))
@@ -140,9 +140,9 @@ def _steerings(layout, acting, model, x, t, steered, transformer_options, conds)
     for block, layers in layout.blocks(diffusion_model).items():
         here = [n for n, prompt in enumerate(prompts) if block in prompt.negative.blocks]
         limits = [prompts[n].negative.norm_limit for n in here if prompts[n].negative.norm_limit]
-        kept = [n for n in here if projections[n].keys_values]
-        texts = [n for n in here if not projections[n].keys_values]
         for layer in layers if here else ():
+            kept = [n for n in here if layer in projections[n].keys_values]
+            texts = [n for n in here if n not in kept]
             yield Steering(
                 layer,
                 [projections[n].keys_values[layer] for n in kept],

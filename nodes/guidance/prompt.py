@@ -65,10 +65,10 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Projection:
-    """What the layers read of a prompt, [1 or batch, tokens, width], and, where it is kept, (K-, V-) by layer."""
+    """What the layers read of a prompt, [1 or batch, tokens, width], and (K-, V-) by layer, for those it is kept for."""
 
     text: torch.Tensor
-    keys_values: dict[Any, tuple[torch.Tensor, torch.Tensor]] | None
+    keys_values: dict[Any, tuple[torch.Tensor, torch.Tensor]]
 
     def for_batch(self, batch: int, rows: int) -> "Projection":
         """Several embeddings in one entry: one for each picture of a batch, in turn."""
@@ -76,7 +76,7 @@ class Projection:
         if count == 1:
             return self
         index = torch.arange(batch, device=self.text.device) % rows % count
-        kept = self.keys_values and {layer: (k[index], v[index]) for layer, (k, v) in self.keys_values.items()}
+        kept = {layer: (k[index], v[index]) for layer, (k, v) in self.keys_values.items()}
         return Projection(self.text[index], kept)
 
 

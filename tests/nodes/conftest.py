@@ -2,6 +2,7 @@
 
 # ruff: noqa: E402
 
+import gc
 import importlib.util
 import os
 import sys
@@ -68,6 +69,7 @@ def pack():
         "nasa": ".nodes.guidance.nasa",
         "blocks": ".nodes.guidance.blocks",
         "prompt": ".nodes.guidance.prompt",
+        "grid": ".nodes.guidance.layouts.grid",
         "presets": ".nodes.sampling.presets",
         "one_step": ".nodes.sampling.one_step",
         "nasa_patch": ".nodes.nasa_patch",
@@ -95,7 +97,9 @@ def build(family, dtype=torch.float32, cast=None):
 
 @pytest.fixture(scope="session")
 def models():
-    return {family: build(family) for family in FAMILIES}
+    models = {family: build(family) for family in FAMILIES}
+    gc.freeze()  # ComfyUI collects garbage at every load of a model, and all these modules take a second each time
+    return models
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ def test_kept_or_not_is_the_same_picture(pack, model, text, sample, monkeypatch)
 
 
 def test_too_large_is_not_kept(pack, model, text, sample, projected, monkeypatch):
-    """Also not for a moment: the layers are tried one by one, and this one's turn does not come."""
+    """The layers are tried one by one, and this one's turn does not come."""
     monkeypatch.setattr(pack.prompt, "SHARE", 1e-6)
     patched = pack.payload.patch(model, negative(text), 0.4)
     with projected() as lengths:
@@ -78,7 +78,20 @@ def test_too_large_is_not_kept(pack, model, text, sample, projected, monkeypatch
     assert lengths == [(1, TOKENS), (1, NEGATIVE_TOKENS)] * 2
     (wrapper,) = patched.get_wrappers("sampler_sample", pack.payload.KEY)
     (projection,) = wrapper.args[0][""].kept.values()
-    assert projection.keys_values is None
+    assert projection.keys_values == {}
+
+
+def test_as_many_layers_as_there_is_room_for(pack, model, text, sample, monkeypatch):
+    layers = [layer for layers in pack.unet.blocks(model.model.diffusion_model).values() for layer in layers]
+    sizes = [2 * NEGATIVE_TOKENS * layer.attention.to_k.out_features * 4 for layer in layers]
+    monkeypatch.setattr(pack.prompt, "SHARE", sum(sizes[:3]) / model.model_size())
+    patched = pack.payload.patch(model, negative(text), 0.4)
+    part = sample(patched, text(1), steps=2)
+    (wrapper,) = patched.get_wrappers("sampler_sample", pack.payload.KEY)
+    (projection,) = wrapper.args[0][""].kept.values()
+    assert list(projection.keys_values) == layers[:3] and len(layers) > 3
+    monkeypatch.setattr(pack.prompt, "SHARE", 0.0)
+    torch.testing.assert_close(sample(pack.payload.patch(model, negative(text), 0.4), text(1), steps=2), part, **CLOSE)
 
 
 def test_a_lora_on_a_clone_makes_them_anew(pack, model, text, sample, truth, projected):

@@ -13,6 +13,9 @@ def over_patches(map: torch.Tensor, x: torch.Tensor, patch: tuple[int, ...]) -> 
     """
     if x.ndim < len(patch) + 2:  # a picture in a model of videos
         map, x = map.unsqueeze(2), x.unsqueeze(2)
-    size = [-(-length // step) for length, step in zip(x.shape[2:], patch, strict=True)]
+    missing = [-length % step for length, step in zip(x.shape[2:], patch, strict=True)]
+    ends = [amount for length in reversed(missing) for amount in (0, length)]  # models pad sizes that do not divide
+    map = torch.nn.functional.pad(map, ends, mode="replicate")
+    size = [length // step for length, step in zip(map.shape[2:], patch, strict=True)]
     mode = "bilinear" if len(size) == 2 else "trilinear"
     return torch.nn.functional.interpolate(map, size=size, mode=mode).flatten(2).transpose(1, 2)

@@ -1,0 +1,199 @@
+"""FLOPs, peak memory and time of one picture of each variant. ComfyUI must be started before the import."""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from comfy.model_patcher import ModelPatcher
+
+from benchmarks import counting, report
+from benchmarks.networks import NETWORKS, build
+from benchmarks.pictures import ALPHA, CFG_SCALE, VARIANTS, Pictures
+
+SETTINGS = {"alpha": ALPHA, "cfg_scale": CFG_SCALE, "sampler": "euler", "scheduler": "simple", "batch": 1}
+ON_GPU = torch.cuda.is_available()
+
+
+@dataclass(frozen=True)
+class Case:
+    """A picture to measure.
+
+    Attributes:
+        tokens: of the positive and the negative text; None for what is usual with the network.
+        timed: the variants whose time and memory are measured; none to count FLOPs alone.
+    """
+
+    network: str
+    pixels: int = 512
+    tokens: tuple[int, int] | None = None
+    timed: tuple[str, ...] = VARIANTS
+    compiled: bool = False
+
+    @property
+    def title(self) -> str:
+        network = NETWORKS[self.network]
+        tokens = "{} and {} tokens".format(*(self.tokens or network.tokens))
+        return f"{network.title}, {self.pixels} px, {tokens}{', compiled' if self.compiled else ''}"
+
+
+CASES = [
+    Case("sd15"),
+    Case("sdxl"),
+    Case("sdxl", 1024, timed=VARIANTS if ON_GPU else ()),
+    *([Case("sdxl", 1024, compiled=True)] if ON_GPU else []),
+    Case("pixart"),
+    Case("pixart", tokens=(120, 120), timed=("plain", "nasa")),  # as long as they get
+    Case("pixart", 1024, timed=VARIANTS if ON_GPU else ()),
+]
+
+
+def measure_all(
+    payload: ModuleType, dtype: torch.dtype, rounds: int, only: str | None, narrow: bool, say: Callable[[str], None]
+) -> Iterator[dict]:
+    """The figures of every case, or of those with the network `only`; one network is in memory at a time."""
+    for name in [only] if only else NETWORKS:
+        began = time.monotonic()
+        model = build(NETWORKS[name], dtype, narrow)
+        say(f"{NETWORKS[name].title}: built in {name_of(dtype)} in {time.monotonic() - began:.0f} s")
+        for case in CASES:
+            if case.network == name:
+                yield measure(case, payload, model, rounds, say)
+        del model
+        gc.collect()
+
+
+def measure(case: Case, payload: ModuleType, model: ModelPatcher, rounds: int, say: Callable[[str], None]) -> dict:
+    """The case's figures: flops, flops_4_steps, peak_bytes and seconds, each with its ratios to plain."""
+    network = NETWORKS[case.network]
+    tokens = case.tokens or network.tokens
+    figures = {"title": case.title, "pixels": case.pixels, "tokens": tokens, "dtype": name_of(model.model_dtype())}
+    model = compiled(model) if case.compiled else model
+
+    def pictures() -> Pictures:
+        return Pictures(payload, model, network, case.pixels, tokens)
+
+    def tell(words: str) -> None:
+        say(f"{case.title}: {words}")
+
+    if case.compiled:
+        tell("compiling")
+        warm_up(pictures())
+    else:
+        tell("counting FLOPs")
+        figures |= count_flops(pictures())
+    if case.timed:
+        tell("measuring memory")
+        made = pictures()
+        figures["peak_bytes"] = measure_memory(made, case.timed)
+        if rounds:
+            figures["seconds"] = take_turns(made, case.timed, rounds, tell)
+    return figures
+
+
+def warm_up(pictures: Pictures) -> None:
+    """Every variant twice: torch.compile may see in the second picture what changes."""
+    for variant in VARIANTS * 2:
+        pictures.sample(variant, pictures.model_of(variant))
+
+
+def count_flops(pictures: Pictures) -> dict:
+    """FLOPs of each variant in one step, and of a first picture in four."""
+
+    def count(variant: str, steps: int) -> int:
+        model = pictures.model_of(variant)
+        return counting.flops(lambda: pictures.sample(variant, model, steps))
+
+    count("nasa", 1)  # what comes after is no first picture
+    one = {variant: count(variant, 1) for variant in VARIANTS}
+    four = {variant: count(variant, 4) for variant in ("plain", "nasa_first")}
+    return {"flops": with_ratio(one), "flops_4_steps": with_ratio(four)}
+
+
+def with_ratio(figures: dict[str, int]) -> dict:
+    return figures | {"ratio": {name: figure / figures["plain"] for name, figure in figures.items() if name != "plain"}}
+
+
+def measure_memory(pictures: Pictures, variants: tuple[str, ...]) -> dict:
+    """Peak memory of each variant: the network's weights and the most that sampling holds above them.
+
+    What the patch keeps for the next picture counts: with nasa, a first and a second picture are made.
+    """
+    weights, peaks = pictures.model.model_size(), {}
+    for variant in variants:
+        models = [pictures.model_of("nasa_first")] * 2 if variant == "nasa" else [pictures.model_of(variant)]
+
+        def sample(variant=variant, models=models):
+            for model in models:
+                pictures.sample(variant, model)
+
+        gc.collect()
+        peaks[variant] = weights + counting.peak_bytes(sample)
+    return {"weights": weights, **with_ratio(peaks)}
+
+
+def take_turns(pictures: Pictures, variants: tuple[str, ...], rounds: int, say: Callable[[str], None]) -> dict:
+    """Seconds of each variant in every round, and the ratios to plain within the rounds."""
+    taken = {variant: [] for variant in variants}
+    pictures.sample("nasa", pictures.model_of("nasa"))  # its first picture; all others have run once
+    load_average = [report.load_average()]
+    for number in range(rounds):
+        turn = number % len(variants)
+        for variant in variants[turn:] + variants[:turn]:
+            taken[variant].append(seconds(pictures, variant))
+        say(f"round {number + 1} of {rounds}: " + ", ".join(f"{name} {each[-1]:.2f} s" for name, each in taken.items()))
+    load_average.append(report.load_average())
+    ratio = {}
+    for variant in variants[1:]:
+        ratios = [one / plain for one, plain in zip(taken[variant], taken["plain"], strict=True)]
+        quartiles = statistics.quantiles(ratios, n=4, method="inclusive") if rounds > 1 else ratios * 3
+        ratio[variant] = {"median": statistics.median(ratios), "quartiles": quartiles[::2], "rounds": ratios}
+    median = {name: statistics.median(each) for name, each in taken.items()}
+    return {"median": median, "rounds": taken, "ratio": ratio, "load_average": load_average}
+
+
+def seconds(pictures: Pictures, variant: str) -> float:
+    """The time of one picture, of a model that is loaded."""
+    model = pictures.model_of(variant)
+    gc.collect()
+    synchronize()
+    start = time.perf_counter()
+    pictures.sample(variant, model)
+    synchronize()
+    return time.perf_counter() - start
+
+
+def synchronize() -> None:
+    if ON_GPU:
+        torch.cuda.synchronize()
+
+
+def compiled(model: ModelPatcher) -> ModelPatcher:
+    """What the core's TorchCompileModel node gives."""
+    from comfy_extras.nodes_torch_compile import TorchCompileModel
+
+    return TorchCompileModel.execute(model, "inductor").result[0]
+
+
+def fastest_dtype(say: Callable[[str], None]) -> torch.dtype:
+    """fp16 on a GPU; on a CPU bf16 or fp32, whichever has a layer of the networks' size done sooner."""
+    if ON_GPU:
+        return torch.float16
+    taken = {}
+    with torch.inference_mode():
+        for dtype in (torch.bfloat16, torch.float32):
+            layer, picture = torch.nn.Linear(640, 2560, dtype=dtype), torch.randn(4096, 640, dtype=dtype)
+            for _ in range(5):
+                start = time.perf_counter()
+                layer(picture)
+                taken[dtype] = min(taken.get(dtype, float("inf")), time.perf_counter() - start)
+    best = min(taken, key=taken.get)
+    say(f"{name_of(best)}: a layer takes " + ", ".join(f"{t * 1000:.1f} ms in {name_of(d)}" for d, t in taken.items()))
+    return best
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,106 @@
+"""Full-size networks of random weights, as ComfyUI builds them, and random texts of the right length."""
+
+import math
+from dataclasses import dataclass
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.supported_models
+import torch
+
+UNET = {
+    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "use_spatial_transformer": True,
+    "legacy": False,
+}  # fmt: skip
+NARROW_UNET = {
+    "model_channels": 64, "num_res_blocks": [1, 1], "channel_mult": [1, 2], "transformer_depth": [0, 1],
+    "transformer_depth_middle": 1, "transformer_depth_output": [0, 0, 1, 1],
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Network:
+    """A family at its published size.
+
+    Attributes:
+        config_class: its name in comfy.supported_models.
+        config: what ComfyUI reads off a checkpoint.
+        narrow: what to change in config for a stand-in that tries the benchmark itself.
+        width: of its text embeddings.
+        tokens: of the positive and the negative text, as ComfyUI hands them to the network.
+    """
+
+    title: str
+    config_class: str
+    config: dict
+    narrow: dict
+    width: int
+    tokens: tuple[int, int] = (77, 77)
+
+
+NETWORKS = {
+    "sd15": Network(
+        "SD 1.5",
+        "SD15",
+        UNET | {
+            "num_res_blocks": [2, 2, 2, 2], "channel_mult": [1, 2, 4, 4], "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+            "transformer_depth_middle": 1, "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+            "use_linear_in_transformer": False, "context_dim": 768,
+        },
+        narrow=NARROW_UNET,
+        width=768,
+    ),
+    "sdxl": Network(
+        "SDXL",
+        "SDXL",
+        UNET | {
+            "num_res_blocks": [2, 2, 2], "channel_mult": [1, 2, 4], "transformer_depth": [0, 0, 2, 2, 10, 10],
+            "transformer_depth_middle": 10, "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
+            "use_linear_in_transformer": True, "context_dim": 2048, "num_head_channels": 64,
+            "num_classes": "sequential", "adm_in_channels": 2816,
+        },
+        narrow=NARROW_UNET,
+        width=2048,
+    ),
+    # T5 is not padded by ComfyUI: a sentence, and a short list of what is not wanted.
+    "pixart": Network(
+        "PixArt-alpha XL/2",
+        "PixArtAlpha",
+        {
+            "image_model": "pixart_alpha", "micro_condition": True, "num_heads": 16, "patch_size": 2,
+            "hidden_size": 1152, "in_channels": 4, "depth": 28, "model_max_length": 120,
+            "input_size": 128, "pe_interpolation": 2,
+        },
+        narrow={"num_heads": 4, "hidden_size": 96, "depth": 2},
+        width=4096,
+        tokens=(40, 20),
+    ),
+}  # fmt: skip
+
+
+def build(network: Network, dtype: torch.dtype, narrow: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """The network with random weights that keep its features near 1: they prove nothing about pictures."""
+    config = network.config | (network.narrow if narrow else {}) | {"dtype": dtype}
+    config = getattr(comfy.supported_models, network.config_class)(config)
+    config.set_inference_dtype(dtype, None)
+    model = config.get_model({}, "", device="cpu")
+    model.requires_grad_(False)
+    bank = torch.randn(2**22, generator=torch.Generator().manual_seed(0)).to(dtype)  # billions of draws take a minute
+    for name, weight in model.diffusion_model.named_parameters():
+        if weight.ndim == 1:
+            weight.fill_(1.0 if name.endswith("weight") else 0.0)
+        else:
+            for part in weight.view(-1).split(len(bank)):
+                part.copy_(bank[: len(part)]).mul_(1 / math.sqrt(weight[0].numel()))
+    return comfy.model_patcher.ModelPatcher(
+        model,
+        load_device=comfy.model_management.get_torch_device(),
+        offload_device=comfy.model_management.unet_offload_device(),
+    )
+
+
+def text(network: Network, tokens: int, seed: int) -> list:
+    """A CONDITIONING with one random embedding [1, tokens, width] in fp32."""
+    generator = torch.Generator().manual_seed(seed)
+    embedding = torch.randn(1, tokens, network.width, generator=generator)
+    return [[embedding, {"pooled_output": torch.randn(1, 1280, generator=generator)}]]

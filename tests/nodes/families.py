@@ -1,0 +1,310 @@
+"""Every family of models with cross-attention that a ComfyUI may have: narrow, of random weights, by its own classes.
+
+Random weights prove wiring, not quality. `build` makes the model, `conditioning` what its text encoder would hand over,
+`sample` runs it. `REFUSED` holds models that NASA must refuse: they are built, never run.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import comfy.ldm.chroma.model
+import comfy.ldm.flux.model
+import comfy.ldm.hunyuan_video.model
+import comfy.ldm.wan.model
+import comfy.model_patcher
+import comfy.ops
+import comfy.samplers
+import comfy.supported_models
+import pytest
+import torch
+
+UNET = {
+    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [2, 2, 2],
+    "channel_mult": [1, 2, 4], "use_spatial_transformer": True, "legacy": False, "context_dim": 24,
+    "use_temporal_attention": False, "use_temporal_resblock": False, "use_linear_in_transformer": True,
+}  # fmt: skip
+SDXL = {**UNET, "num_classes": "sequential", "adm_in_channels": 2816}
+WAN = {
+    "image_model": "wan2.1", "model_type": "t2v", "dim": 32, "ffn_dim": 64, "freq_dim": 32, "text_dim": 24,
+    "num_heads": 2, "num_layers": 2, "in_dim": 16, "out_dim": 16,
+}  # fmt: skip
+COSMOS = {
+    "image_model": "cosmos_predict2", "max_img_h": 240, "max_img_w": 240, "max_frames": 128, "in_channels": 16,
+    "out_channels": 16, "patch_spatial": 2, "patch_temporal": 1, "model_channels": 48, "concat_padding_mask": True,
+    "crossattn_emb_channels": 24, "pos_emb_cls": "rope3d", "pos_emb_learnable": True, "use_adaln_lora": True,
+    "adaln_lora_dim": 8, "num_blocks": 3, "num_heads": 2, "extra_per_block_abs_pos_emb": False,
+    "rope_h_extrapolation_ratio": 4.0, "rope_w_extrapolation_ratio": 4.0, "rope_enable_fps_modulation": False,
+}  # fmt: skip
+PIXART = {"depth": 3, "hidden_size": 48, "num_heads": 4, "caption_channels": 24, "model_max_length": 10}
+HUNYUAN = {
+    "depth": 4, "hidden_size": 64, "num_heads": 4, "text_states_dim": 24, "text_states_dim_t5": 32, "text_len": 6,
+    "text_len_t5": 8, "mlp_ratio": 2.0,
+}  # fmt: skip
+LTXV = {
+    "image_model": "ltxv", "in_channels": 128, "cross_attention_dim": 48, "attention_head_dim": 12,
+    "num_attention_heads": 4, "caption_channels": 24, "num_layers": 3,
+}  # fmt: skip
+KANDINSKY = {
+    "image_model": "kandinsky5", "model_dim": 48, "ff_dim": 64, "time_dim": 24, "axes_dims": (4, 4, 4),
+    "num_text_blocks": 2, "num_visual_blocks": 3, "in_text_dim": 24, "in_text_dim2": 20,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family.
+
+    Attributes:
+        config: the class in comfy.supported_models.
+        unet: the arguments of its network, narrow.
+        latent: the shape of one latent.
+        layout: how text enters, a key of TRUTHS in test_families.py.
+        layers: how many cross-attentions read the text.
+        options: (tokens, random) -> what else the CONDITIONING of this family holds; random(*shape) -> tensor.
+        positive: the same, for what only positive conds carry.
+        narrowed: replaces parts whose width no argument sets; takes the network.
+        settled: corrects random weights that would not do.
+        width: of the text.
+    """
+
+    config: str
+    unet: dict
+    latent: tuple[int, ...]
+    layout: str
+    layers: int
+    options: Callable = lambda tokens, random: {}
+    positive: Callable = lambda random: {}
+    narrowed: Callable = lambda network: None
+    settled: Callable = lambda network: None
+    width: int = 24
+
+
+def _pooled(tokens, random):
+    return {"pooled_output": random(1, 1280)}
+
+
+def _padded(tokens, random):
+    """The last two tokens are padding, as a T5 that pads to a fixed length hands over."""
+    return {"attention_mask": torch.tensor([[1] * (tokens - 2) + [0] * 2])}
+
+
+def _hunyuan_dit(tokens, random):
+    return {
+        "attention_mask": torch.tensor([[1] * (tokens - 3) + [0] * 3]),
+        "conditioning_mt5xl": random(1, tokens + 2, 32),
+        "attention_mask_mt5xl": torch.tensor([[1] * (tokens - 2) + [0] * 4]),
+    }
+
+
+def _clip_vision(random):
+    return {"clip_vision_output": SimpleNamespace(penultimate_hidden_states=random(1, 5, 1280))}
+
+
+def _reference(random):
+    """A picture whose tokens go before or after the video's own."""
+    return {"reference_latents": [random(1, 16, 1, 8, 8)]}
+
+
+def _anima(tokens, random):
+    """Many T5 tokens, as the rest of the 512 that the layers read is 0."""
+    return {"t5xxl_ids": torch.arange(30 * tokens), "t5xxl_weights": 1 + 0.1 * random(30 * tokens)}
+
+
+def _kandinsky(tokens, random):
+    return {"pooled_output": random(1, 20)}
+
+
+def _narrow_adapter(network):
+    """Anima's own text adapter, of fixed width otherwise (130M parameters)."""
+    import comfy.ldm.anima.model
+
+    network.llm_adapter = comfy.ldm.anima.model.LLMAdapter(
+        24,
+        24,
+        24,
+        num_layers=2,
+        num_heads=2,
+        device="cpu",
+        dtype=torch.float32,
+        operations=comfy.ops.disable_weight_init,
+    )
+
+
+def _narrow_audio(network):
+    """HuMo's own audio projection, of fixed width otherwise (40M parameters)."""
+    network.audio_proj = comfy.ldm.wan.model.AudioProjModel(
+        8, 5, 4, intermediate_dim=8, device="cpu", dtype=torch.float32, operations=comfy.ops.disable_weight_init
+    )
+
+
+def _average_audio(network):
+    """S2V divides by the sum of these."""
+    network.casual_audio_encoder.weights.data.fill_(1.0)
+
+
+def _unet(config, layers, unet, **more):
+    return Family(config, unet, (4, 8, 8), "unet", layers, **{"options": _pooled, **more})
+
+
+def _sdxl(config, layers, depth, middle, output):
+    """The real depths of SDXL and its children, in three levels of as many residual blocks each."""
+    depths = {"transformer_depth": depth, "transformer_depth_middle": middle, "transformer_depth_output": output}
+    return _unet(config, layers, {**SDXL, **depths, "num_res_blocks": [len(depth) // 3] * 3})
+
+
+def _wan(config, layers=2, latent=(16, 3, 8, 8), **more):
+    unet = {**WAN, **more.pop("unet", {})}
+    return Family(config, unet, latent, "wan", layers, **more)
+
+
+FAMILIES = {
+    "SD 1.5": _unet(
+        "SD15", 16,
+        {**UNET, "num_res_blocks": [2, 2, 2, 2], "channel_mult": [1, 2, 4, 4], "use_linear_in_transformer": False,
+         "transformer_depth": [1] * 6 + [0, 0], "transformer_depth_middle": 1,
+         "transformer_depth_output": [1] * 9 + [0] * 3},
+    ),
+    "SD 2.1": _unet(
+        "SD20", 7,
+        {**UNET, "model_channels": 64, "num_res_blocks": [1, 1], "channel_mult": [1, 2],
+         "transformer_depth": [1, 1], "transformer_depth_middle": 1, "transformer_depth_output": [1] * 4},
+    ),
+    "SDXL": _sdxl("SDXL", 70, [0, 0, 2, 2, 10, 10], 10, [0, 0, 0, 2, 2, 2, 10, 10, 10]),
+    "SSD-1B": _sdxl("SSD1B", 34, [0, 0, 2, 2, 4, 4], -1, [0, 0, 0, 1, 1, 2, 10, 4, 4]),
+    "Vega": _sdxl("Segmind_Vega", 15, [0, 0, 1, 1, 2, 2], -1, [0, 0, 0, 1, 1, 1, 2, 2, 2]),
+    "KOALA-700M": _sdxl("KOALA_700M", 21, [0, 2, 5], -2, [0, 0, 2, 2, 5, 5]),
+    "KOALA-1B": _sdxl("KOALA_1B", 30, [0, 2, 6], 6, [0, 0, 2, 2, 6, 6]),
+    "SVD": _unet(
+        "SVD_img2vid", 10,  # a spatial and a temporal one in each of five places
+        {**SDXL, "in_channels": 8, "model_channels": 64, "adm_in_channels": 768, "num_res_blocks": [1, 1],
+         "channel_mult": [1, 2], "transformer_depth": [1, 0], "transformer_depth_middle": 1,
+         "transformer_depth_output": [1, 1, 1, 0], "extra_ff_mix_layer": True, "use_spatial_context": True,
+         "merge_strategy": "learned_with_images", "merge_factor": 0.0, "video_kernel_size": [3, 1, 1],
+         "use_temporal_resblock": True, "use_temporal_attention": True, "disable_temporal_crossattention": False},
+        options=lambda tokens, random: {"concat_latent_image": random(1, 4, 8, 8)},
+    ),
+    "PixArt-alpha": Family(
+        "PixArtAlpha", {**PIXART, "image_model": "pixart_alpha", "micro_condition": True}, (4, 48, 48), "pixart", 3
+    ),
+    "PixArt-sigma": Family(
+        "PixArtSigma", {**PIXART, "image_model": "pixart_sigma", "micro_condition": False}, (4, 48, 48), "pixart", 3
+    ),
+    "HunyuanDiT": Family(
+        "HunyuanDiT", {**HUNYUAN, "image_model": "hydit"}, (4, 8, 8), "hunyuan_dit", 4, _hunyuan_dit
+    ),
+    "HunyuanDiT 1.0": Family(
+        "HunyuanDiT1", {**HUNYUAN, "image_model": "hydit1", "size_cond": True, "use_style_cond": True},
+        (4, 8, 8), "hunyuan_dit", 4, _hunyuan_dit,
+    ),
+    "LTX-Video": Family("LTXV", LTXV, (128, 2, 4, 4), "ltx_video", 3, _padded),
+    "Wan 2.1 T2V": _wan("WAN21_T2V"),
+    "Wan 2.1 I2V": _wan("WAN21_I2V", unet={"model_type": "i2v", "in_dim": 36}, positive=_clip_vision),
+    "Wan 2.1 FunControl": _wan(
+        "WAN21_FunControl2V", unet={"model_type": "i2v", "in_dim": 48, "in_dim_ref_conv": 16},
+        positive=lambda random: {**_clip_vision(random), **_reference(random)},
+    ),
+    "Wan 2.1 VACE": _wan(
+        "WAN21_Vace", 3, unet={"model_type": "vace", "vace_layers": 1, "vace_in_dim": 96},
+        positive=lambda random: {"vace_frames": [random(1, 32, 3, 8, 8)], "vace_mask": [torch.ones(1, 64, 3, 8, 8)]},
+    ),
+    "Wan 2.1 Camera": _wan(
+        "WAN21_Camera", unet={"model_type": "camera", "in_dim": 32},
+        positive=lambda random: {**_clip_vision(random), "camera_conditions": random(1, 24, 3, 64, 64)},
+    ),
+    "Wan 2.1 HuMo": _wan(
+        "WAN21_HuMo", unet={"model_type": "humo"}, narrowed=_narrow_audio,
+        positive=lambda random: {**_reference(random), "audio_embed": random(1, 3, 8, 5, 4)},
+    ),
+    "Wan 2.2 T2V 5B": _wan("WAN22_T2V", latent=(48, 3, 8, 8), unet={"in_dim": 48, "out_dim": 48}),
+    "Wan 2.2 I2V 14B": _wan("WAN21_T2V", unet={"in_dim": 36}),
+    "Wan 2.2 Camera": _wan(
+        "WAN22_Camera", unet={"model_type": "camera_2.2", "in_dim": 36},
+        positive=lambda random: {"camera_conditions": random(1, 24, 3, 64, 64)},
+    ),
+    "Wan 2.2 S2V": _wan(
+        "WAN22_S2V", unet={"model_type": "s2v", "audio_dim": 16, "num_audio_token": 2, "audio_inject_layers": [0]},
+        settled=_average_audio, positive=lambda random: {**_reference(random), "audio_embed": random(1, 25, 16, 12)},
+    ),
+    "Cosmos-Predict2 T2I": Family("CosmosT2IPredict2", COSMOS, (16, 1, 8, 8), "cosmos", 3),
+    "Cosmos-Predict2 I2V": Family("CosmosI2VPredict2", {**COSMOS, "in_channels": 17}, (16, 3, 8, 8), "cosmos", 3),
+    "Anima": Family(
+        "Anima", {**COSMOS, "image_model": "anima"}, (16, 1, 8, 8), "anima", 3, _anima, narrowed=_narrow_adapter
+    ),
+    "Kandinsky 5": Family(
+        "Kandinsky5", {**KANDINSKY, "visual_embed_dim": 132}, (16, 2, 8, 8), "kandinsky", 3, _kandinsky
+    ),
+    "Kandinsky 5 Image": Family(
+        "Kandinsky5Image", {**KANDINSKY, "visual_embed_dim": 64}, (16, 8, 8), "kandinsky", 3, _kandinsky
+    ),
+}  # fmt: skip
+
+
+def families(*layouts):
+    """The names of the families of these layouts."""
+    return [name for name, family in FAMILIES.items() if family.layout in layouts]
+
+
+def _accepted(unet):
+    """Without what a dataclass of parameters of another version does not know."""
+    parameters = {
+        "flux": comfy.ldm.flux.model.FluxParams,
+        "flux2": comfy.ldm.flux.model.FluxParams,
+        "chroma": comfy.ldm.chroma.model.ChromaParams,
+        "hunyuan_video": comfy.ldm.hunyuan_video.model.HunyuanVideoParams,
+    }.get(unet.get("image_model"))
+    if parameters is None:
+        return unet
+    return {key: unet[key] for key in unet if key in {*parameters.__annotations__, "image_model"}}
+
+
+def make_patcher(config, unet):
+    config_class = getattr(comfy.supported_models, config, None)
+    if config_class is None:
+        pytest.skip(f"this ComfyUI has no {config}")
+    config = config_class(_accepted(unet) | {"dtype": torch.float32})
+    config.set_inference_dtype(torch.float32, None)
+    cpu = torch.device("cpu")
+    return comfy.model_patcher.ModelPatcher(config.get_model({}, "", device="cpu"), load_device=cpu, offload_device=cpu)
+
+
+def build(name):
+    """The family's ModelPatcher, fp32 on the CPU; skips the test where this ComfyUI has no such family."""
+    family = FAMILIES[name]
+    model = make_patcher(family.config, family.unet)
+    network = model.model.diffusion_model
+    family.narrowed(network)
+    generator = torch.Generator().manual_seed(0)
+    for key, parameter in network.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        noise *= 0.1 if parameter.ndim < 2 else 1.5 / parameter[0].numel() ** 0.5
+        parameter.data = noise + (1.0 if parameter.ndim == 1 and key.endswith("weight") else 0.0)  # a norm's
+    family.settled(network)
+    model.model.requires_grad_(False)
+    return model
+
+
+def conditioning(name, seed, tokens=12, positive=False, **options):
+    """What the family's text encoder hands over: CONDITIONING of one prompt, [1, tokens, width]."""
+    family = FAMILIES[name]
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape):
+        return torch.randn(shape, generator=generator)
+
+    embedding = random(1, tokens, family.width)
+    more = family.options(tokens, random) | (family.positive(random) if positive else {})
+    return [[embedding, {**more, **options}]]
+
+
+def sample(name, model, positive, negative=None, cfg=1.0, steps=2, batch=2, seed=7):
+    """Latents [batch, ...] of a CFGGuider with the euler sampler."""
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, negative or positive)
+    guider.set_cfg(cfg)
+    latent = torch.zeros(batch, *FAMILIES[name].latent)
+    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(seed))
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
+    with torch.inference_mode():
+        sampler = comfy.samplers.sampler_object("euler")
+        return guider.sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=seed)

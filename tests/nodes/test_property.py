@@ -1,0 +1,271 @@
+"""200 drawn graphs: NASA among other patches in random order, against the formula applied by hooks on the raw layers.
+
+The weights are random: this shows that every layer of every row computes the formula, nothing about pictures.
+"""
+
+import random
+from collections import Counter
+from contextlib import ExitStack, contextmanager
+
+import comfy.model_patcher
+import comfy.samplers
+import comfy_extras.nodes_custom_sampler as guiders
+import comfy_extras.nodes_perpneg as perpneg
+import companions
+import pytest
+import torch
+
+GRAPHS = 200
+PARTS = 10
+drawn = Counter()
+
+
+@contextmanager
+def truth(model, uses, positives):
+    """The formula by hand.
+
+    uses: of NASA, each with negatives [(context, mask or None, start, end)], alpha, start, end, places, norm_limit.
+    positives: the uuids of conds that a guider steers towards.
+    """
+    unet, call, queries = model.model.diffusion_model, {}, {}
+    sampling = model.get_model_object("model_sampling")
+
+    def begin(_, args, kwargs):
+        options = kwargs["transformer_options"]
+        sigma, chunks = float(options["sigmas"][0]), options["cond_or_uncond"]
+        call["alive"] = [uuid in positives for uuid in options["uuids"]]
+        call["chunks"], call["size"] = chunks, args[0].shape[2:]
+        call["rows"] = args[0].shape[0] // len(chunks)
+
+        def within(start, end):
+            return sampling.percent_to_sigma(start) >= sigma >= sampling.percent_to_sigma(end)
+
+        call["uses"] = []
+        for use in uses:
+            acting = [n for n in use["negatives"] if within(max(n[2], use["start"]), min(n[3], use["end"]))]
+            if acting:
+                call["uses"].append((use, acting))
+
+    def remember(module, _, q):
+        queries[module] = q
+
+    def attention(attn, context):
+        q = queries[attn.to_q]
+        k, v = attn.to_k(context), attn.to_v(context)
+        heads = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (q, k, v))
+        q, k, v = heads
+        z = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1) @ v
+        return z.transpose(1, 2).flatten(2) * override(model)
+
+    def share(acting, tokens):
+        """[tokens] for every negative: masks in the layer's size, and the mean where negatives overlap."""
+        height, width = call["size"]
+        shrunk = round((height * width / tokens) ** 0.5)
+        size = height // shrunk, width // shrunk
+        maps = [torch.ones(height, width) if mask is None else mask for _, mask, *_ in acting]
+        total = sum(maps).clamp(min=1)
+        return [
+            torch.nn.functional.interpolate((m / total)[None, None], size=size, mode="bilinear").flatten() for m in maps
+        ]
+
+    def steer(attn, place):
+        def before_output(_, args):
+            (z,) = args
+            result, limits = z.clone(), []
+            for use, acting in call["uses"]:
+                if place not in use["places"]:
+                    continue
+                for (context, *_), weight in zip(acting, share(acting, z.shape[1]), strict=True):
+                    result -= use["alpha"] * weight[:, None] * attention(attn, context.expand(z.shape[0], -1, -1))
+                limits += [use["norm_limit"]] if use["norm_limit"] else []
+            if limits:
+                ratio = result.abs().sum(-1, keepdim=True) / z.abs().sum(-1, keepdim=True)
+                result = torch.where(ratio > min(limits), result * min(limits) / ratio, result)
+            return (torch.where(alive(z.shape[0])[:, None, None], result, z),)
+
+        return before_output
+
+    def alive(rows):
+        """Which rows are steered; attention couple repeats those of cond 0."""
+        times = 1
+        if rows != call["rows"] * len(call["chunks"]):
+            positive = call["chunks"].count(0)
+            times = (rows // call["rows"] - len(call["chunks"]) + positive) // positive
+        counts = [call["rows"] * (times if chunk == 0 else 1) for chunk in call["chunks"]]
+        return torch.tensor([on for on, count in zip(call["alive"], counts, strict=True) for _ in range(count)])
+
+    with ExitStack() as stack:
+        stack.callback(unet.register_forward_pre_hook(begin, with_kwargs=True).remove)
+        for place, attn in places(unet):
+            stack.callback(attn.to_q.register_forward_hook(remember).remove)
+            stack.callback(attn.to_out.register_forward_pre_hook(steer(attn, place)).remove)
+        yield
+
+
+def override(model):
+    return 0.9 if "optimized_attention_override" in model.model_options["transformer_options"] else 1.0
+
+
+def places(unet):
+    sides = [(f"in{n}", part) for n, part in enumerate(unet.input_blocks)] + [("mid", unet.middle_block)]
+    sides += [(f"out{n}", part) for n, part in enumerate(unet.output_blocks)]
+    return [(place, m) for place, part in sides for name, m in part.named_modules() if name.endswith(".attn2")]
+
+
+def draw(rng, model, controls):
+    """One graph as plain data."""
+    text = lambda tokens: companions.randn(rng, 1, tokens, 24)  # noqa: E731
+    names = sorted({place for place, _ in places(model.model.diffusion_model)})
+
+    def window():
+        return rng.choice([(0.0, 1.0)] * 3 + [(0.0, 0.3), (0.3, 1.0)])
+
+    def mask():
+        if rng.random() < 0.7:
+            return None
+        mask = torch.zeros(8, 8)
+        mask[rng.randint(0, 3) : rng.randint(4, 8), rng.randint(0, 3) : rng.randint(4, 8)] = rng.choice((0.5, 1.0))
+        return mask
+
+    def use(alpha):
+        count = rng.choice((1, 1, 2))
+        chosen = names if rng.random() < 0.6 else rng.sample(names, rng.randint(1, 3))
+        negatives = [(text(rng.choice((5, 40, 77, 154))), mask(), *window()) for _ in range(count)]
+        start, end = window()
+        limit = rng.choice((0.0, 0.0, 1.2, 2.5))
+        return {
+            "negatives": negatives,
+            "alpha": alpha,
+            "start": start,
+            "end": end,
+            "places": chosen,
+            "norm_limit": limit,
+        }
+
+    others = rng.sample(companions.MODEL_COMPANIONS, rng.randint(0, 4))
+    uses = [use(rng.choice((0.2, 0.5, 1.2))) for _ in range(rng.choice((1, 1, 1, 2)))]
+    guider = rng.choice(("cfg 1", "cfg", "cfg", "basic", "dual", "dual nested", "perp"))
+    if companions.self_attention_guidance in others and guider not in ("cfg", "cfg 1"):
+        others.remove(companions.self_attention_guidance)  # it refuses a guider without an uncond of its own
+    if companions.attention_couple in others and companions.ip_adapter in others:
+        others.remove(companions.ip_adapter)  # the stand-ins expect one batch size
+    order = [*others, *range(len(uses))]
+    rng.shuffle(order)
+    return {
+        "order": order,
+        "uses": uses,
+        "guider": guider,
+        "texts": [text(rng.choice((77, 77, 154))) for _ in range(3)],
+        "on conds": rng.choice((None, None, *controls)),
+        "batch": rng.randint(1, 3),
+        "steps": rng.choice((1, 2)),
+        "kept": rng.random() < 0.5,
+        "seed": rng.randrange(2**31),
+    }
+
+
+def assemble(graph, model, patch, controls):
+    """A guider, with the uses of NASA that patch(model, n) gives in their place among the others."""
+    for number, step in enumerate(graph["order"]):
+        if isinstance(step, int):
+            model = patch(model, step)
+        else:
+            model = step(model, random.Random(f"{graph['seed']} {number}"))
+    texts = [[[text, {"pooled_output": torch.zeros(1, 8)}]] for text in graph["texts"]]
+    if graph["on conds"]:
+        texts[0] = controls[graph["on conds"]](texts[0], random.Random(graph["seed"]))
+    positive, negative, middle = texts
+    match graph["guider"]:
+        case "basic":
+            return guiders.BasicGuider.execute(model, positive).args[0]
+        case "dual" | "dual nested" as name:
+            style = "nested" if "nested" in name else "regular"
+            return guiders.DualCFGGuider.execute(model, positive, middle, negative, 3.0, 2.0, style).args[0]
+        case "perp":
+            return perpneg.PerpNegGuider.execute(model, positive, negative, middle, 3.0, 0.7).args[0]
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(3.0 if graph["guider"] == "cfg" else 1.0)
+    return guider
+
+
+def run(graph, guider):
+    noise = torch.randn(graph["batch"], 4, 8, 8, generator=torch.Generator().manual_seed(7))
+    sampling = guider.model_patcher.get_model_object("model_sampling")
+    sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", graph["steps"])
+    mask = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(8))
+    torch.manual_seed(graph["seed"])  # HyperTile and ToMe draw from the global generator
+    random.seed(graph["seed"])
+    with torch.inference_mode():
+        return guider.sample(
+            noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas,
+            denoise_mask=mask if companions.differential_diffusion in graph["order"] else None,
+            disable_pbar=True, seed=7,
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def controls(models):
+    model = models["SD 1.5"]
+    return {make.__name__: make(model) for make in (companions.control_net, companions.t2i_adapter, companions.gligen)}
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_drawn_graphs(pack, model, controls, monkeypatch, part):
+    weights = {name: value.clone() for name, value in model.model.state_dict().items()}
+    for number in range(part, GRAPHS, PARTS):
+        graph = draw(random.Random(number), model, controls)
+        monkeypatch.setattr(pack.prompt, "SHARE", 100.0 if graph["kept"] else 0.0)
+
+        def nasa(model, number, graph=graph):
+            use = graph["uses"][number]
+            options = [
+                {"start_percent": start, "end_percent": end, "pooled_output": torch.zeros(1, 8)}
+                | ({} if mask is None else {"mask": mask[None], "mask_strength": 1.0})
+                for _, mask, start, end in use["negatives"]
+            ]
+            negative = [[n[0], option] for n, option in zip(use["negatives"], options, strict=True)]
+            chosen = ", ".join(use["places"]) if len(use["places"]) < 6 else "all"
+            window = use["start"], use["end"]
+            return pack.payload.patch(
+                model, negative, use["alpha"], *window, chosen, use["norm_limit"], f"use {number}"
+            )
+
+        def without(model, number):
+            return model.clone()
+
+        guider = assemble(graph, model, without, controls)
+        lists = guider.original_conds
+        positives = {cond["uuid"] for name in lists if name == "positive" for cond in lists[name]}
+        plain = run(graph, guider)
+        with truth(guider.model_patcher, graph["uses"], positives):
+            expected = run(graph, guider)
+        steered = assemble(graph, model, nasa, controls)
+        for picture in range(2 if graph["kept"] else 1):  # the second picture finds K- and V-
+            result = run(graph, steered)
+            error = (result - expected).abs().max() / expected.abs().max()
+            assert error < 2e-4, (number, picture, float(error), graph)
+        drawn.update(getattr(step, "__name__", "nasa") for step in graph["order"])
+        drawn.update(
+            [graph["guider"], graph["on conds"], "acted" if not torch.equal(plain, expected) else "out of range"]
+        )
+    assert torch.equal(run(graph, assemble(graph, model, without, controls)), plain)
+    sample_plain(model)
+    assert all(torch.equal(value, weights[name]) for name, value in model.model.state_dict().items())
+
+
+def sample_plain(model):
+    """ComfyUI takes a LoRA's weights out when the unpatched model runs."""
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds([[torch.zeros(1, 77, 24), {}]], [])
+    run({"batch": 1, "steps": 1, "seed": 1, "order": []}, guider)
+
+
+def test_everything_was_drawn():
+    """Runs after the graphs: the draw reached every companion and guider, and NASA mostly acted."""
+    if drawn.total() == 0:
+        pytest.skip("the graphs were not drawn in this run")
+    names = {step.__name__ for step in companions.MODEL_COMPANIONS} | {"cfg", "basic", "dual", "dual nested", "perp"}
+    names |= {"control_net", "t2i_adapter", "gligen"}
+    assert all(drawn[name] >= 3 for name in names), drawn
+    assert drawn["acted"] > 0.8 * GRAPHS and drawn["acted"] + drawn["out of range"] == GRAPHS

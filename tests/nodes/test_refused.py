@@ -1,0 +1,93 @@
+"""Models that NASA does not support yet: joint attention, and none at all. Each is refused in one sentence."""
+
+import pytest
+import torch
+from families import COSMOS, LTXV, UNET, make_patcher
+
+FLUX = {
+    "image_model": "flux", "hidden_size": 64, "num_heads": 2, "mlp_ratio": 2.0, "depth": 1, "depth_single_blocks": 1,
+    "qkv_bias": True, "in_channels": 16, "out_channels": 16, "vec_in_dim": 20, "context_in_dim": 24,
+    "axes_dim": [8, 12, 12], "theta": 10000, "patch_size": 2, "guidance_embed": True, "txt_ids_dims": [],
+}  # fmt: skip
+HUNYUAN_VIDEO = {
+    **FLUX, "image_model": "hunyuan_video", "patch_size": [1, 2, 2], "theta": 256, "byt5": False, "meanflow": False,
+    "meanflow_sum": False, "use_cond_type_embedding": False, "vision_in_dim": None,
+}  # fmt: skip
+LUMINA = {
+    "image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 48, "cap_feat_dim": 24, "n_layers": 1,
+    "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2, "qk_norm": True, "axes_dims": [8, 8, 8],
+    "axes_lens": [300, 512, 512],
+}  # fmt: skip
+NO_ATTENTION = {
+    **UNET, "num_res_blocks": [1, 1], "channel_mult": [1, 2], "transformer_depth": [0, 0], "context_dim": None,
+    "transformer_depth_middle": -1, "transformer_depth_output": [0] * 4, "use_spatial_transformer": False,
+}  # fmt: skip
+
+REFUSED = {
+    "SD 3": ("SD3", {"in_channels": 16, "depth": 1, "adm_in_channels": 20, "num_patches": 64, "pos_embed_max_size": 8,
+                     "context_embedder_config": {"target": "torch.nn.Linear",
+                                                 "params": {"in_features": 24, "out_features": 64}}}),
+    "AuraFlow": ("AuraFlow", {"dim": 32, "n_layers": 2, "n_double_layers": 1, "n_heads": 2, "global_conddim": 32,
+                              "cond_seq_dim": 24, "max_seq": 64}),
+    "Flux": ("Flux", FLUX),
+    "Flux 2": ("Flux2", {**FLUX, "image_model": "flux2", "global_modulation": True, "mlp_silu_act": True,
+                         "qkv_bias": False, "ops_bias": False, "vec_in_dim": None, "patch_size": 1}),
+    "Chroma": ("Chroma", {**FLUX, "image_model": "chroma", "in_dim": 8, "out_dim": 64, "hidden_dim": 16,
+                          "n_layers": 1}),
+    "Mochi": ("GenmoMochi", {"image_model": "mochi_preview", "depth": 1, "hidden_size_x": 3072, "hidden_size_y": 1536,
+                             "mlp_ratio_x": 4.0, "num_heads": 24, "in_channels": 12, "use_t5": True,
+                             "qk_norm": True, "qkv_bias": False}),  # asserts its width
+    "HunyuanVideo": ("HunyuanVideo", HUNYUAN_VIDEO),
+    "HunyuanImage 2.1": ("HunyuanImage21", {**HUNYUAN_VIDEO, "vec_in_dim": None}),
+    "Lumina 2": ("Lumina2", LUMINA),
+    "Z-Image": ("ZImage", {**LUMINA, "z_image_modulation": True, "pad_tokens_multiple": 4}),
+    "HiDream": ("HiDream", {"image_model": "hidream", "patch_size": 2, "in_channels": 16, "out_channels": 16,
+                            "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16,
+                            "num_attention_heads": 2, "caption_channels": [24, 24], "text_emb_dim": 20,
+                            "axes_dims_rope": [8, 4, 4], "max_resolution": [8, 8], "llama_layers": [0, 0]}),
+    "OmniGen 2": ("Omnigen2", {"image_model": "omnigen2", "hidden_size": 48, "num_layers": 1, "num_refiner_layers": 1,
+                               "num_attention_heads": 2, "num_kv_heads": 2, "multiple_of": 8,
+                               "axes_dim_rope": [8, 8, 8], "axes_lens": [16, 16, 16], "text_feat_dim": 24}),
+    "Qwen-Image": ("QwenImage", {"image_model": "qwen_image", "num_layers": 1, "attention_head_dim": 16,
+                                 "num_attention_heads": 2, "joint_attention_dim": 24, "axes_dims_rope": [8, 4, 4]}),
+    "Stable Cascade": ("Stable_Cascade_C", {"stable_cascade_stage": "c", "c_cond": 32, "c_hidden": [32, 32],
+                                            "nhead": [2, 2], "blocks": [[1, 1], [1, 1]], "c_clip_text": 24,
+                                            "c_clip_text_pooled": 24, "c_clip_img": 24}),
+    "ERNIE-Image": ("ErnieImage", {"hidden_size": 48, "num_attention_heads": 2, "num_layers": 1, "ffn_hidden_size": 64,
+                                   "in_channels": 16, "out_channels": 16, "text_in_dim": 24,
+                                   "rope_axes_dim": (8, 8, 8)}),
+    "CogVideoX": ("CogVideoX_T2V", {"image_model": "cogvideox", "num_attention_heads": 2, "attention_head_dim": 24,
+                                    "text_embed_dim": 24, "num_layers": 1, "time_embed_dim": 16,
+                                    "use_rotary_positional_embeddings": True}),
+    "LTX-Video 2.3": ("LTXV", {**LTXV, "cross_attention_adaln": True}),
+    "a UNet without cross-attention": ("SD15", NO_ATTENTION),
+    "Cosmos 1": ("CosmosT2V", {**{key: COSMOS[key] for key in COSMOS if key != "rope_enable_fps_modulation"},
+                               "image_model": "cosmos", "block_x_format": "THWBD", "affline_emb_norm": True}),
+    "LTX-Video 2": ("LTXAV", {**LTXV, "image_model": "ltxav", "audio_in_channels": 16, "audio_attention_head_dim": 12,
+                              "audio_num_attention_heads": 4, "audio_cross_attention_dim": 48}),
+    "ACE-Step": ("ACEStep", {"audio_model": "ace", "num_layers": 1, "inner_dim": 48, "attention_head_dim": 24,
+                             "num_attention_heads": 2, "speaker_embedding_dim": 8, "text_embedding_dim": 24,
+                             "lyric_hidden_size": 24, "lyric_encoder_vocab_size": 8, "max_position": 64}),
+}  # fmt: skip
+
+
+def build_refused(name):
+    """Its ModelPatcher, without weights."""
+    config, unet = REFUSED[name]
+    model = make_patcher(config, unet)
+    if "cross_attention_adaln" in unet and not hasattr(model.model.diffusion_model, "cross_attention_adaln"):
+        pytest.skip(f"this ComfyUI has no {name}")
+    return model
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(pack, name):
+    """One sentence that names the model; raised when the node runs."""
+    model = build_refused(name)
+    with pytest.raises(ValueError) as raised:
+        pack.payload.patch(model, [[torch.randn(1, 9, 24), {"pooled_output": torch.randn(1, 20)}]], 0.4)
+    sentence = str(raised.value)
+    assert (
+        f"({type(model.model.model_config).__name__})" in sentence and "not support" in sentence and "yet" in sentence
+    )
+    assert sentence.endswith(".") and ". " not in sentence and "\n" not in sentence

@@ -1,0 +1,217 @@
+"""The formula by hand for every family: forward hooks on the raw layers, and plain softmax attention written out."""
+
+from collections.abc import Callable
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from families import FAMILIES
+
+ALPHA = 0.4
+
+
+@dataclass(frozen=True)
+class Truth:
+    """How one layout attends to text, read from ComfyUI's own modules.
+
+    Attributes:
+        attention: the class of its cross-attentions, and how their names end.
+        q, out: the modules in it that give the queries (normalised, before rope) and take Z.
+        heads: the attribute that counts its heads.
+        keys, values: (attention, text) -> [rows, tokens, channels].
+        text: (network, attention, embedding, options, seen) -> the tokens that keys and values read.
+        rotated: (q [rows, image tokens, heads, channels], arguments of the attention) -> q after rope.
+    """
+
+    attention: tuple[str, str]
+    q: str
+    out: str
+    heads: str
+    keys: Callable
+    values: Callable
+    text: Callable
+    rotated: Callable = lambda q, arguments: q
+
+
+def normed(norm, projected, heads):
+    """K with a norm for every head."""
+    return norm(projected.unflatten(-1, (heads, -1))).flatten(2)
+
+
+def hunyuan_text(network, attention, embedding, options, seen):
+    """CLIP then T5 tokens; a learned embedding in place of the padding among the last tokens of either."""
+    clip, t5 = embedding.clone(), network.mlp_t5(options["conditioning_mt5xl"])
+    learned = network.text_embedding_padding.split([network.text_len, network.text_len_t5])
+    for tokens, mask, padding in (
+        (clip, options["attention_mask"], learned[0]),
+        (t5, options["attention_mask_mt5xl"], learned[1]),
+    ):
+        first = tokens.shape[1] - len(padding)
+        for n in range(len(padding)):
+            if not mask[0, first + n]:
+                tokens[0, first + n] = padding[n]
+    return torch.cat([clip, t5], dim=1)
+
+
+def hunyuan_rope(q, arguments):
+    cos, sin = (part[None, :, None] for part in arguments[2])
+    even, odd = q[..., 0::2], q[..., 1::2]
+    return q * cos + torch.stack([-odd, even], dim=-1).flatten(-2) * sin
+
+
+def unmasked_text(network, attention, embedding, options, seen):
+    mask = options.get("attention_mask")
+    return network.caption_projection(embedding if mask is None else embedding[:, mask[0].bool()])
+
+
+def anima_text(network, attention, embedding, options, seen):
+    tokens = network.llm_adapter(embedding, options["t5xxl_ids"][None]) * options["t5xxl_weights"][None, :, None]
+    return torch.cat([tokens, torch.zeros(1, 512 - tokens.shape[1], tokens.shape[2])], dim=1)
+
+
+def kandinsky_text(network, attention, embedding, options, seen):
+    """The text blocks know the timestep of the call and the pooled embedding of the prompt they read."""
+    time = seen["time"] + network.pooled_text_embeddings(options["pooled_output"])
+    tokens = network.text_embeddings(embedding).expand(len(time), -1, -1)
+    positions = network.rope_encode_1d(tokens.shape[1])
+    for block in network.text_transformer_blocks:
+        tokens = block(tokens, time, positions)
+    return tokens
+
+
+def plain_text(network, attention, embedding, options, seen):
+    return embedding
+
+
+COSMOS = {
+    "attention": ("comfy.ldm.cosmos.predict2.Attention", ".cross_attn"),
+    "q": "q_norm", "out": "output_proj", "heads": "n_heads",
+    "keys": lambda layer, text: normed(layer.k_norm, layer.k_proj(text), layer.n_heads),
+    "values": lambda layer, text: layer.v_proj(text),
+}  # fmt: skip
+WAN = {
+    "q": "norm_q", "out": "o", "heads": "num_heads",
+    "keys": lambda layer, text: layer.norm_k(layer.k(text)),
+    "values": lambda layer, text: layer.v(text),
+    "text": lambda network, layer, embedding, options, seen: network.text_embedding(embedding),
+}  # fmt: skip
+TRUTHS = {
+    "unet": Truth(
+        ("comfy.ldm.modules.attention.CrossAttention", ".attn2"), "to_q", "to_out", "heads",
+        keys=lambda layer, text: layer.to_k(text),
+        values=lambda layer, text: layer.to_v(text),
+        text=plain_text,
+    ),
+    "pixart": Truth(
+        ("comfy.ldm.pixart.blocks.MultiHeadCrossAttention", ".cross_attn"), "q_linear", "proj", "num_heads",
+        keys=lambda layer, text: layer.kv_linear(text).chunk(2, dim=-1)[0],
+        values=lambda layer, text: layer.kv_linear(text).chunk(2, dim=-1)[1],
+        text=lambda network, layer, embedding, options, seen: network.y_embedder(embedding, False),
+    ),
+    "hunyuan_dit": Truth(
+        ("comfy.ldm.hydit.attn_layers.CrossAttention", ".attn2"), "q_norm", "out_proj", "num_heads",
+        keys=lambda layer, text: normed(layer.k_norm, layer.kv_proj(text).chunk(2, dim=-1)[0], layer.num_heads),
+        values=lambda layer, text: layer.kv_proj(text).chunk(2, dim=-1)[1],
+        text=hunyuan_text,
+        rotated=hunyuan_rope,
+    ),
+    "ltx_video": Truth(
+        ("comfy.ldm.lightricks.model.CrossAttention", ".attn2"), "q_norm", "to_out", "heads",
+        keys=lambda layer, text: layer.k_norm(layer.to_k(text)),
+        values=lambda layer, text: layer.to_v(text),
+        text=unmasked_text,
+    ),
+    "wan": Truth(("comfy.ldm.wan.model.Wan", ".cross_attn"), **WAN),  # WanT2VCrossAttention, WanI2VCrossAttention
+    "cosmos": Truth(**COSMOS, text=plain_text),
+    "anima": Truth(**COSMOS, text=anima_text),
+    "kandinsky": Truth(
+        ("comfy.ldm.kandinsky5.model.CrossAttention", ".cross_attention"), "query_norm", "out_layer", "num_heads",
+        keys=lambda layer, text: normed(layer.key_norm, layer.to_key(text), layer.num_heads),
+        values=lambda layer, text: layer.to_value(text),
+        text=kandinsky_text,
+    ),
+}  # fmt: skip
+
+
+def attentions(name, model):
+    """Every cross-attention that reads the text, by its name; as many as the family has."""
+    kind, ending = TRUTHS[FAMILIES[name].layout].attention
+    found = {
+        key: module
+        for key, module in model.model.diffusion_model.named_modules()
+        if f"{type(module).__module__}.{type(module).__qualname__}".startswith(kind) and key.endswith(ending)
+    }
+    assert len(found) == FAMILIES[name].layers
+    return found
+
+
+@contextmanager
+def truth(name, model, negative, alpha=ALPHA, only=None, where=None):
+    """NASA by hooks on the raw modules, for every row of every call.
+
+    Args:
+        only: (layer's name) -> whether it is steered.
+        where: (layer's name, Z) -> how much the negative acts there, in a shape that fits Z.
+    """
+    layout, network = TRUTHS[FAMILIES[name].layout], model.model.diffusion_model
+    ((embedding, options),) = negative
+    seen = {}
+
+    def remember(key, part=lambda args, output: output):
+        def after(module, args, output):
+            seen[key] = part(args, output)
+
+        return after
+
+    def steer(key, layer):
+        heads = getattr(layer, layout.heads)
+
+        def before_output(_, args):
+            (z,) = args
+            q = seen[layer, "q"]
+            q = q.unflatten(-1, (heads, -1)) if q.ndim == 3 else q
+            q = layout.rotated(q, seen[layer, "arguments"]).transpose(1, 2)
+            text = layout.text(network, layer, embedding, options, seen)
+            k, v = layout.keys(layer, text), layout.values(layer, text)
+            k, v = (x.expand(len(q), -1, -1).unflatten(-1, (heads, -1)).transpose(1, 2) for x in (k, v))
+            negative_z = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1) @ v
+            negative_z = negative_z.transpose(1, 2).flatten(2)
+            return (z - alpha * (negative_z if where is None else where(key, z) * negative_z),)
+
+        return before_output
+
+    def arguments(layer):
+        def before(_, args):
+            seen[layer, "arguments"] = args
+
+        return before
+
+    with ExitStack() as stack:
+        if hasattr(network, "time_embeddings"):
+            stack.callback(network.time_embeddings.register_forward_hook(remember("time")).remove)
+        for key, layer in attentions(name, model).items():
+            if only is None or only(key):
+                q, out = layer.get_submodule(layout.q), layer.get_submodule(layout.out)
+                stack.callback(layer.register_forward_pre_hook(arguments(layer)).remove)
+                stack.callback(q.register_forward_hook(remember((layer, "q"))).remove)
+                stack.callback(out.register_forward_pre_hook(steer(key, layer)).remove)
+        yield
+
+
+@contextmanager
+def recorded(name, model):
+    """What the output projection of every cross-attention takes in the first call, by the attention's name."""
+    taken = {}
+
+    def record(key):
+        def before(_, args):
+            taken.setdefault(key, args[0])
+
+        return before
+
+    with ExitStack() as stack:
+        for key, layer in attentions(name, model).items():
+            out = layer.get_submodule(TRUTHS[FAMILIES[name].layout].out)
+            linear = out[0] if isinstance(out, torch.nn.Sequential) else out
+            stack.callback(linear.register_forward_pre_hook(record(key)).remove)
+        yield taken
