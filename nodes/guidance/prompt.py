@@ -65,7 +65,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Projection:
-    """What the layers read of a prompt, [1 or batch, tokens, width], and (K-, V-) by layer, for those it is kept for."""
+    """What the layers read of a prompt, [1 or batch, tokens, width], and the (K-, V-) that are kept, by layer."""
 
     text: torch.Tensor
     keys_values: dict[Any, tuple[torch.Tensor, torch.Tensor]]

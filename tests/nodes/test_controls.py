@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+CLOSE = {"rtol": 1e-4, "atol": 1e-3}  # x0 reaches 40
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_norm_limit(pack, alpha, limit):
     norms = steered.abs().sum(-1) / z_positive.abs().sum(-1)
     assert norms.max() < limit * 1.0001
     unlimited = z_positive - alpha * z_negative
-    assert torch.equal(steered, unlimited) == (limit == 100.0)
+    assert torch.allclose(steered, unlimited) == (limit == 100.0)
 
 
 def test_norm_limit_leaves_what_is_not_steered(pack, model, text, sample):

@@ -6,7 +6,7 @@ import comfy.hooks
 import pytest
 import torch
 
-CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+CLOSE = {"rtol": 1e-4, "atol": 1e-3}  # x0 reaches 40
 TOKENS, NEGATIVE_TOKENS = 77, 40
 
 

@@ -4,7 +4,7 @@ import comfy.model_management
 import pytest
 import torch
 
-CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+CLOSE = {"rtol": 1e-4, "atol": 1e-3}  # x0 reaches 40
 
 
 @pytest.mark.parametrize("family", ["SD 1.5", "SD 2.1", "SDXL"])

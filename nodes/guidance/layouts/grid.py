@@ -13,6 +13,8 @@ def over_patches(map: torch.Tensor, x: torch.Tensor, patch: tuple[int, ...]) -> 
     """
     if x.ndim < len(patch) + 2:  # a picture in a model of videos
         map, x = map.unsqueeze(2), x.unsqueeze(2)
+    if map.shape[2:] != x.shape[2:]:  # a context window of a video, which older cores cut from the latents alone
+        map = torch.nn.functional.interpolate(map, size=x.shape[2:], mode="nearest")
     missing = [-length % step for length, step in zip(x.shape[2:], patch, strict=True)]
     ends = [amount for length in reversed(missing) for amount in (0, length)]  # models pad sizes that do not divide
     map = torch.nn.functional.pad(map, ends, mode="replicate")
