@@ -2,10 +2,19 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from .checkpoint_loader import SNOOPICheckpointLoader
+from .model_sampling import SNOOPIModelSampling
 from .nasa_patch import NASACrossAttentionPatch
 from .one_step_sampler import SNOOPIOneStepSampler
+from .scheduler import SNOOPIOneStepScheduler
 
-NODES: list[type[io.ComfyNode]] = [NASACrossAttentionPatch, SNOOPIOneStepSampler]
+NODES: list[type[io.ComfyNode]] = [
+    NASACrossAttentionPatch,
+    SNOOPIOneStepSampler,
+    SNOOPIModelSampling,
+    SNOOPIOneStepScheduler,
+    SNOOPICheckpointLoader,
+]
 
 
 class SNOOPIExtension(ComfyExtension):

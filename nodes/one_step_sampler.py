@@ -1,13 +1,14 @@
-"""SNOOPI One-Step Sampler: a one-step model run as it was trained, with an optional negative prompt."""
+"""SNOOPI One-Step Sampler: a one-step or few-step model run as it was trained, with an optional negative prompt."""
 
 import latent_preview
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from .guidance.conditioning import check_conditioning
 from .guidance.payload import patch
 from .nasa_patch import ALPHA_TOOLTIP
-from .sampling.one_step import one_step_model, sample
-from .sampling.presets import find_preset, read_presets
+from .preset_choice import HIDDEN, preset_for, preset_input, show
+from .sampling.detect import alpha_of
+from .sampling.one_step import check_latent, sample, steps, with_preset
 from .schema import schema
 
 
@@ -19,14 +20,21 @@ class SNOOPIOneStepSampler(io.ComfyNode):
             display_name="SNOOPI One-Step Sampler",
             category="SNOOPI",
             description=(
-                "Makes a picture in one step with a one-step model, from the noise and the timestep it was trained "
+                "Makes a picture with a one-step or few-step model, from the noise and the timesteps it was trained "
                 "with. A negative prompt works too, by NASA."
             ),
-            search_aliases=["one step", "single step", "1 step", "SNOOPI", "PG-SB", "SwiftBrush", "turbo", "KSampler"],
+            search_aliases=["one step", "single step", "1 step", "SNOOPI", "PG-SB", "SwiftBrush", "turbo", "KSampler",
+                            "DMD2", "Lightning", "Hyper-SD", "LCM", "InstaFlow", "YOSO", "NitroSD"],
             inputs=[
                 io.Model.Input("model", tooltip="A one-step model; LoRAs and other patches on it are used."),
                 io.Conditioning.Input("positive", tooltip="What should be in the picture: a CLIP Text Encode."),
-                io.Latent.Input("latent_image", tooltip="The size of the picture and how many: an Empty Latent Image."),
+                io.Latent.Input(
+                    "latent_image",
+                    tooltip=(
+                        "The size of the picture and how many: an Empty Latent Image. A VAE-encoded picture is changed "
+                        "instead, as far as denoise allows."
+                    ),
+                ),
                 io.Int.Input(
                     "seed",
                     default=0,
@@ -35,15 +43,7 @@ class SNOOPIOneStepSampler(io.ComfyNode):
                     control_after_generate=True,
                     tooltip="The number the noise is drawn from: the same noise as a KSampler with this seed.",
                 ),
-                io.Combo.Input(
-                    "preset",
-                    options=list(read_presets()),
-                    default="sd",
-                    tooltip=(
-                        "How the model was trained to start. sd: SNOOPI and most one-step models of SD 1.5 and 2.1. "
-                        "snoopi-shapes: the demo model of this pack."
-                    ),
-                ),
+                preset_input(),
                 io.Conditioning.Input(
                     "negative",
                     optional=True,
@@ -51,22 +51,47 @@ class SNOOPIOneStepSampler(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "alpha",
-                    default=0.5,
-                    min=0.0,
+                    default=-1.0,
+                    min=-1.0,
                     max=2.0,
                     step=0.01,
                     optional=True,
-                    tooltip=f"{ALPHA_TOOLTIP} Does nothing without a negative prompt.",
+                    tooltip=f"{ALPHA_TOOLTIP} -1 takes what suits the preset. Does nothing without a negative prompt.",
+                ),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.01,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip=(
+                        "How much of a connected picture may change; 1 is all. Sampling starts at the preset's first "
+                        "timestep at or under it: 0.5 means 500 of 1000."
+                    ),
                 ),
             ],
-            outputs=[io.Latent.Output(display_name="latent", tooltip="The picture as a latent, ready for VAE Decode.")],
-        )
+            outputs=[
+                io.Latent.Output(display_name="latent", tooltip="The picture as a latent, ready for VAE Decode."),
+                io.String.Output(display_name="info", tooltip="Which preset was taken, why, and what it means."),
+            ],
+            hidden=HIDDEN,
+        )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, positive, latent_image, seed, preset, negative=None, alpha=0.5) -> io.NodeOutput:
+    def execute(
+        cls, model, positive, latent_image, seed, preset, negative=None, alpha=-1.0, denoise=1.0
+    ) -> io.NodeOutput:
         check_conditioning("positive", positive, model.model.model_config.unet_config.get("context_dim"))
-        model, sigmas = one_step_model(model, find_preset(preset))
+        check_latent(latent_image)
+        choice = preset_for(cls, model, preset)
+        model, sigmas = steps(with_preset(model, choice.preset), denoise)
+        info = choice.sentence
         if negative is not None:
+            alpha = alpha_of(choice.preset, model) if alpha < 0 else alpha
             model = patch(model, negative, alpha)
-        callback = latent_preview.prepare_callback(model, 1)
-        return io.NodeOutput(sample(model, sigmas, positive, latent_image, seed, callback))
+            info += f" NASA alpha {alpha:g}."
+        show(cls, info)
+        callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
+        latent = sample(model, sigmas, positive, latent_image, seed, callback)
+        return io.NodeOutput(latent, info, ui=ui.PreviewText(info))

@@ -1,15 +1,9 @@
-"""One step of sampling, from noise to picture, by ComfyUI's own sampler.
+"""Runs a model as its preset says, in one step or a few, by ComfyUI's own sampler."""
 
-For an eps model with alpha_t = sqrt(acp[t]), sigma_vp = sqrt(1 - acp[t]) and noise z ~ N(0, 1):
+import dataclasses
 
-    x_in = z (unit) or sigma_vp * z (vp)        x0 = (x_in - sigma_vp * eps(x_in, t)) / alpha_t
-
-ComfyUI's sigma is sigma_vp / alpha_t. One Euler step from sigma to 0 is this formula already, all but the noise: stock
-sampling hands the network unit noise where sigma is the largest of the schedule, and vp noise elsewhere.
-"""
-
+import comfy.latent_formats
 import comfy.model_management
-import comfy.model_sampling
 import comfy.sample
 import comfy.samplers
 import comfy.utils
@@ -17,51 +11,68 @@ import torch
 from comfy.model_base import ModelType
 from comfy.model_patcher import ModelPatcher
 
-from .presets import Preset
+from .backbones import backbone_of
+from .parameterization import PREDICTIONS, PresetSampling
+from .presets import Preset, all_presets
 
 
-class OneStepSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.EPS):
-    """The model's own schedule, eps prediction, and first-step noise that is unit or vp at whatever timestep."""
-
-    def __init__(self, model_config, noise: str):
-        super().__init__(model_config)
-        self.unit = noise == "unit"
-
-    def noise_scaling(self, sigma, noise, latent_image, max_denoise=None):
-        # Only the sampler's start passes max_denoise. Inpainting does not, and noises what it keeps as it always does.
-        unit = self.unit and max_denoise is not None
-        return super().noise_scaling(sigma, noise, latent_image, max_denoise=unit)
-
-
-def one_step_model(model: ModelPatcher, preset: Preset) -> tuple[ModelPatcher, torch.Tensor]:
-    """A clone of `model` that samples as `preset` says, and its sigmas [sigma_t, 0] in fp32; `model` stays as it is.
+def with_preset(model: ModelPatcher, preset: Preset) -> ModelPatcher:
+    """A clone of `model` that any of ComfyUI's samplers run as `preset` says; `model` stays as it is.
 
     The schedule is the one the model was trained on: another ModelSampling patch on it is put aside.
 
     Raises:
-        ValueError: the model has no such schedule.
+        ValueError: the preset is for another kind of model.
     """
-    base = model.model
-    if base.model_type not in (ModelType.EPS, ModelType.V_PREDICTION):
-        raise ValueError(
-            f"The model ({type(base).__name__}, {base.model_type.name} sampling) does not fit the preset, which needs "
-            f"noise prediction on a schedule of 1000 timesteps: load a one-step SD 1.5, SD 2.1 or SDXL model."
-        )
-    sampling = OneStepSampling(base.model_config, preset.noise)
-    sigma = sampling.sigmas[preset.timestep]  # not sampling.sigma(t), which rounds through the logarithm
+    check_fit(model, preset)
     model = model.clone()
-    model.add_object_patch("model_sampling", sampling)
-    return model, torch.stack([sigma, torch.zeros_like(sigma)])
+    model.add_object_patch("model_sampling", _sampling(model, preset))
+    if preset.latent_scale is not None:
+        model.add_object_patch("latent_format", comfy.latent_formats.SD15(preset.latent_scale))
+    return model
 
 
-def sample(model: ModelPatcher, sigmas: torch.Tensor, positive: list, latent: dict, seed: int, callback=None) -> dict:
+def steps(model: ModelPatcher, strength: float = 1.0) -> tuple[ModelPatcher, torch.Tensor]:
+    """The model to sample with and the sigmas of its steps, in fp32, the last 0.
+
+    Below strength 1 the first listed timestep at or under 1000 * strength is where sampling starts, from the picture
+    with that much noise added, as a scheduler's add_noise does it: what else the preset says of its first noise is for
+    pictures from nothing.
+
+    Args:
+        model: of `with_preset`.
+        strength: above 0, up to 1.
+
+    Raises:
+        ValueError: no listed timestep is that low.
+    """
+    if not 0 < strength <= 1:
+        raise ValueError(f"denoise is {strength}: give a number above 0 and up to 1.")
+    sampling: PresetSampling = model.get_model_object("model_sampling")
+    preset, sigmas = sampling.preset, sampling.listed_sigmas()
+    if strength < 1:
+        sigmas = sigmas[[level <= 1000 * strength for level in preset.noise_levels]]
+        if len(sigmas) == 0:
+            raise ValueError(
+                f"denoise is {strength}, but the preset {preset.name} starts no lower than "
+                f"{preset.noise_levels[-1] / 1000:g}: raise denoise, or use a preset of more steps."
+            )
+        if not preset.is_flow:
+            model = model.clone()
+            model.add_object_patch("model_sampling", _sampling(model, dataclasses.replace(preset, noise="vp")))
+    return model, torch.cat([sigmas, sigmas.new_zeros(1)])
+
+
+def sample(
+    model: ModelPatcher, sigmas: torch.Tensor, positive: list, latent: dict, seed: int, callback=None
+) -> dict:  # fmt: skip
     """Sample `latent` without CFG, with the noise a KSampler draws for the same seed.
 
     Args:
-        model, sigmas: of `one_step_model`.
+        model, sigmas: of `steps`.
         positive: ComfyUI's CONDITIONING.
         latent: a LATENT: samples [batch, channels, height, width], and maybe noise_mask and batch_index.
-        callback: called with (step, x0, x, total_steps) when the step is done.
+        callback: called with (step, x0, x, total_steps) after every step.
 
     Returns:
         The LATENT with new samples in fp32.
@@ -75,7 +86,7 @@ def sample(model: ModelPatcher, sigmas: torch.Tensor, positive: list, latent: di
     samples = guider.sample(
         noise,
         samples,
-        comfy.samplers.sampler_object("euler"),
+        comfy.samplers.sampler_object(model.get_model_object("model_sampling").preset.sampler),
         sigmas,
         denoise_mask=latent.get("noise_mask"),
         callback=callback,
@@ -84,3 +95,35 @@ def sample(model: ModelPatcher, sigmas: torch.Tensor, positive: list, latent: di
     )
     samples = samples.to(comfy.model_management.intermediate_device())
     return {key: value for key, value in latent.items() if key not in downscale} | {"samples": samples}
+
+
+def check_latent(latent: dict) -> None:
+    """Raise ValueError, one sentence, unless there is a picture to sample."""
+    samples = latent.get("samples")
+    if not torch.is_tensor(samples) or samples.ndim < 4 or 0 in samples.shape:
+        size = f"of size {' x '.join(map(str, samples.shape))}" if torch.is_tensor(samples) else "without samples"
+        raise ValueError(f"The latent_image is {size}: connect an Empty Latent Image at least 16 pixels wide and high.")
+
+
+def check_fit(model: ModelPatcher, preset: Preset) -> None:
+    """Raise ValueError, one sentence, if the preset is for another kind of model."""
+    backbone = backbone_of(model)
+    if preset.backbones:
+        fits, wanted = backbone in preset.backbones, " and ".join(preset.backbones)
+    else:
+        fits = preset.is_flow or model.model.model_type in (ModelType.EPS, ModelType.V_PREDICTION)
+        wanted = "models with a schedule of 1000 timesteps"
+    if not fits:
+        called = backbone or type(model.model).__name__
+        others = ", ".join(name for name, row in all_presets().items() if backbone in row.backbones)
+        remedy = f"choose auto or one of {others}" if others else "choose another model, since no preset is for it"
+        raise ValueError(f"The preset {preset.name} is for {wanted}, but the model is {called}: {remedy}.")
+
+
+def _sampling(model: ModelPatcher, preset: Preset) -> PresetSampling:
+    base = model.model
+    if not preset.is_flow:
+        return PREDICTIONS[preset.prediction](preset, base.model_config)
+    is_trained_so = base.model_type in (ModelType.FLOW, ModelType.FLUX)
+    own = 1.0 if base.model_type == ModelType.FLUX else base.model_config.sampling_settings.get("multiplier", 1000)
+    return PREDICTIONS[preset.prediction](preset, own if is_trained_so else 1000)

@@ -15,23 +15,12 @@ def ksampler(model, seed, positive, latent):
     return out
 
 
-@pytest.fixture
-def run(pack):
-    def run(model, positive, latent, seed=5, preset="sd", **inputs):
-        with torch.inference_mode():
-            return pack.one_step_sampler.SNOOPIOneStepSampler.execute(
-                model, positive, latent, seed, preset, **inputs
-            ).args[0]
-
-    return run
-
-
 def network_inputs(model, received):
     return model.model.diffusion_model.register_forward_pre_hook(lambda _, args: received.append(args[:2]))
 
 
-@pytest.mark.parametrize("preset, timestep, noise", [("sd", 999, "unit"), ("snoopi-shapes", 625, "vp")])
-@pytest.mark.parametrize("family", ["SD 1.5", "SDXL"])
+@pytest.mark.parametrize("preset, timestep, noise", [("sd", 999, "unit"), ("sid-lsg", 625, "vp")])
+@pytest.mark.parametrize("family", ["SD 1.5", "SD 2.1"])
 def test_formula(models, text, run, family, preset, timestep, noise):
     """x0 = (x_in - sigma_vp * eps(x_in, t)) / alpha_t, the schedule written out in fp64."""
     model = models[family]

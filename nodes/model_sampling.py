@@ -1,0 +1,40 @@
+"""SNOOPI Model Sampling: stock samplers run a one-step or few-step model as its authors did."""
+
+from comfy_api.latest import io, ui
+
+from .preset_choice import HIDDEN, preset_for, preset_input, show
+from .sampling.one_step import with_preset
+from .schema import schema
+
+
+class SNOOPIModelSampling(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="SNOOPIModelSampling",
+            display_name="SNOOPI Model Sampling",
+            category="SNOOPI",
+            description=(
+                "Lets KSampler and SamplerCustom run a one-step or few-step model as its authors did. Set the steps, "
+                "the sampler and the CFG that this node names, and the scheduler simple."
+            ),
+            search_aliases=["ModelSampling", "ModelSamplingDiscrete", "timestep", "one step", "DMD2", "LCM", "NitroSD"],
+            inputs=[
+                io.Model.Input("model", tooltip="A one-step or few-step model. It is not changed itself."),
+                preset_input(),
+            ],
+            outputs=[
+                io.Model.Output(display_name="MODEL", tooltip="The model, for any sampler."),
+                io.String.Output(display_name="info", tooltip="Which preset was taken, why, and what to set."),
+            ],
+            hidden=HIDDEN,
+        )
+
+    @classmethod
+    def execute(cls, model, preset) -> io.NodeOutput:
+        choice = preset_for(cls, model, preset)
+        taken = choice.preset
+        count = "1 step" if len(taken.timesteps) == 1 else f"{len(taken.timesteps)} steps"
+        info = f"{choice.sentence} Set the KSampler to {count}, CFG {taken.cfg:g}, {taken.sampler}, simple."
+        show(cls, info)
+        return io.NodeOutput(with_preset(model, taken), info, ui=ui.PreviewText(info))

@@ -1,0 +1,48 @@
+"""What every node with a preset shares: the input, how the preset is found, and how the user is told."""
+
+import logging
+import sys
+
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+
+from .sampling.detect import AUTO, Choice, choose
+from .sampling.files import files_of
+from .sampling.presets import all_presets, read_presets
+
+HIDDEN = [io.Hidden.prompt, io.Hidden.unique_id]
+
+
+def preset_input() -> io.Combo.Input:
+    """The list of presets, the user's own among them; a malformed table of the user is told of when a node runs."""
+    try:
+        names = list(all_presets())
+    except ValueError as error:
+        logging.warning("SNOOPI: %s", error)
+        names = list(read_presets())
+    return io.Combo.Input(
+        "preset",
+        options=[AUTO, *names],
+        default=AUTO,
+        tooltip=(
+            "Which model it is, and so how it must be run. auto finds out from the file and says what it took; choose "
+            "one yourself if it could not tell."
+        ),
+    )
+
+
+def preset_for(node: type[io.ComfyNode], model: ModelPatcher, name: str) -> Choice:
+    """The preset a node was asked for; `auto` also looks at the files in the graph before it.
+
+    Raises:
+        ValueError: there is no such preset, or none fits the model.
+    """
+    prompt, node_id = (node.hidden.prompt, node.hidden.unique_id) if node.hidden else (None, None)
+    return choose(model, name, files_of(model, prompt, node_id) if name == AUTO else [])
+
+
+def show(node: type[io.ComfyNode], text: str) -> None:
+    """Write `text` on the node in the browser, if ComfyUI runs as a server."""
+    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    if server is not None and node.hidden and node.hidden.unique_id:
+        server.send_progress_text(text, node.hidden.unique_id)

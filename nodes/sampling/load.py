@@ -1,0 +1,121 @@
+"""Loads a model file with what it says of itself, and sets right what ComfyUI's detection gets wrong."""
+
+import pickle
+from pathlib import Path
+
+import comfy.latent_formats
+import comfy.model_base
+import comfy.sd
+import comfy.utils
+import folder_paths
+from comfy.model_base import ModelType
+from comfy.model_patcher import ModelPatcher
+from safetensors import SafetensorError
+
+from .backbones import backbone_of
+from .detect import AUTO, PREFIX, Choice, choose
+from .files import ModelFile, read_metadata, remember
+from .one_step import check_fit
+from .presets import find_preset
+
+FOLDERS = ("checkpoints", "diffusion_models")
+PIXART_ALPHA_SCALE = 0.18215
+PIXART_ALPHA_TOKENS = 120  # PixArt-sigma reads 300
+PREDICTION_TYPES = {"epsilon": ModelType.EPS, "v": ModelType.V_PREDICTION, "v_prediction": ModelType.V_PREDICTION}
+PREDICTIONS = {"eps": ModelType.EPS, "v": ModelType.V_PREDICTION}
+
+
+def model_names() -> list[str]:
+    """Every file that can be loaded, as "folder/name"."""
+    return [f"{folder}/{name}" for folder in FOLDERS for name in folder_paths.get_filename_list(folder)]
+
+
+def load(name: str, preset: str) -> tuple[ModelPatcher, object | None, object | None, str]:
+    """Load one file of `model_names`.
+
+    Args:
+        name: "folder/name".
+        preset: what the file is; `auto` to find out.
+
+    Returns:
+        The model, the text encoder and the autoencoder (None for a diffusion model), and what there is to tell.
+
+    Raises:
+        ValueError: the file is missing, corrupt, not a model, or a pickle that holds more than weights; or there is no
+            such preset, or it is for another architecture.
+    """
+    folder, _, file_name = name.partition("/")
+    path = folder_paths.get_full_path(folder, file_name) if folder in FOLDERS else None
+    if path is None:
+        raise ValueError(f"The model {name} is not there: put the file into models/{folder} and press R.")
+    if preset != AUTO:
+        find_preset(preset)
+    model, clip, vae = _read(path, folder)
+
+    metadata = read_metadata(path)
+    if preset != AUTO:  # what the user says goes before what the file says
+        metadata = {key: value for key, value in metadata.items() if not key.startswith(PREFIX)}
+        metadata[f"{PREFIX}preset"] = preset
+    file = ModelFile(file_name, metadata)
+    if backbone_of(model) is None:
+        return model, clip, vae, f"No preset is for this architecture ({type(model.model).__name__})."
+    choice = choose(model, preset, [file])
+    check_fit(model, choice.preset)
+    remember(model, file)
+    model, repairs = repaired(model, file, choice)
+    return model, clip, vae, " ".join([choice.sentence, *repairs])
+
+
+def repaired(model: ModelPatcher, file: ModelFile, choice: Choice) -> tuple[ModelPatcher, list[str]]:
+    """`model`, or a clone with what stock detection got wrong set right, and a sentence for each repair.
+
+    PixArt-alpha at 512 px has no size embedding and is taken for PixArt-sigma, whose latents are scaled by .13025
+    instead of .18215. Whether SD 2.x predicts noise or velocity is guessed from the spread of one bias.
+    """
+    said = []
+    backbone, base = backbone_of(model), model.model
+    if backbone == "PixArt" and base.latent_format.scale_factor != PIXART_ALPHA_SCALE:
+        tokens = base.model_config.unet_config.get("model_max_length")
+        if (
+            choice.preset.latent_scale == PIXART_ALPHA_SCALE
+            or tokens == PIXART_ALPHA_TOKENS
+            or "alpha" in file.name.lower()
+        ):
+            model = model.clone()
+            model.add_object_patch("latent_format", comfy.latent_formats.SD15(PIXART_ALPHA_SCALE))
+            said.append("It is PixArt-alpha, taken for PixArt-sigma: its latent scale is set to 0.18215.")
+    if backbone == "SD 2.x":
+        prediction = PREDICTION_TYPES.get(file.metadata.get("modelspec.prediction_type", ""))
+        prediction = PREDICTIONS.get(choice.preset.prediction) if choice.known else prediction
+        if prediction is not None and prediction != base.model_type:
+            model = model.clone()
+            model.add_object_patch("model_sampling", comfy.model_base.model_sampling(base.model_config, prediction))
+            said.append(f"ComfyUI took it for {base.model_type.name}: it is set to {prediction.name}.")
+    return model, said
+
+
+def _read(path: str, folder: str) -> tuple[ModelPatcher, object | None, object | None]:
+    file = Path(path).name
+    if not file.lower().endswith((".safetensors", ".sft")) and not getattr(comfy.utils, "ALWAYS_SAFE_LOAD", True):
+        raise ValueError(f"{file} is a pickle, which this PyTorch cannot load safely: update PyTorch to 2.4 or newer.")
+    try:
+        if folder == "checkpoints":
+            embeddings = folder_paths.get_folder_paths("embeddings")
+            model, clip, vae = comfy.sd.load_checkpoint_guess_config(path, embedding_directory=embeddings)[:3]
+        else:
+            model, clip, vae = comfy.sd.load_diffusion_model(path), None, None
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{file} is a pickle that holds more than weights, or is corrupt, so it is not loaded: look for a "
+            f".safetensors file of the model, or convert it to one on a machine that you can do without."
+        ) from error
+    except (SafetensorError, ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{file} is corrupt or incomplete: download it again.") from error
+    except (RuntimeError, AttributeError, KeyError, TypeError) as error:
+        if "PytorchStreamReader" in str(error) or "zip archive" in str(error):
+            raise ValueError(f"{file} is corrupt or incomplete: download it again.") from error
+        raise ValueError(
+            f"{file} is not a model that ComfyUI knows, or belongs in another folder than models/{folder}: "
+            f"see the page it comes from."
+        ) from error
+    return model, clip, vae

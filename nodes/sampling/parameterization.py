@@ -1,0 +1,195 @@
+"""The schedule and the formulas of a preset, as the model-sampling object that ComfyUI's samplers and guiders ask.
+
+With alpha_t = sqrt(acp[t]), sigma_vp = sqrt(1 - acp[t]), noise z ~ N(0, 1) and the network F:
+
+    x_in = z (unit), sigma_vp * z (vp) or alpha_t * (mean + std * n) + sigma_vp * z (ipi)
+
+    eps     x0 = (x_in - sigma_vp * F) / alpha_t             flow-   x0 = x_in - t / 1000 * F
+    v       x0 = alpha_t * x_in - sigma_vp * F               flow+   x0 = x_in + t / 1000 * F
+    x0      x0 = F
+
+ComfyUI works with sigma = sigma_vp / alpha_t and x = x_in / alpha_t (flow: sigma = t / 1000, x = x_in). It hands the
+network unit noise if sampling starts at `sigma_max`, and vp noise elsewhere. So a schedule that ends where the preset
+starts makes the first step unit and all later ones vp, which is what unit models want; the formulas are ComfyUI's.
+
+Between the listed timesteps the tables are filled in evenly, so that the scheduler `simple` gives exactly the list for
+as many steps as it has, and a sensible one for any other number.
+"""
+
+import math
+
+import comfy.model_sampling
+import torch
+from comfy.model_sampling import CONST, EPS, V_PREDICTION, X0, reshape_sigma
+
+from .presets import Preset
+
+
+class PresetSampling(torch.nn.Module):
+    """What diffusion and flow models share: tables that ComfyUI's schedulers read.
+
+    Buffers, all ascending and of one length, and none of them part of the model's weights:
+        sigmas: the noise levels in fp32.
+        timesteps: what the network is told at each, in fp32.
+    """
+
+    sigma_data = 1.0
+
+    def __init__(self, preset: Preset, sigmas: torch.Tensor, timesteps: torch.Tensor):
+        super().__init__()
+        self.preset = preset
+        self.register_buffer("sigmas", sigmas.float(), persistent=False)
+        self.register_buffer("timesteps", timesteps.float(), persistent=False)
+
+    @property
+    def sigma_min(self) -> torch.Tensor:
+        return self.sigmas[0]
+
+    @property
+    def sigma_max(self) -> torch.Tensor:
+        return self.sigmas[-1]
+
+    def listed_sigmas(self) -> torch.Tensor:
+        """The sigma of every listed step, from high to low, without the final 0."""
+        parts = len(self.sigmas) // len(self.preset.timesteps)
+        return self.sigmas.flip(0)[::parts]
+
+    def percent_to_sigma(self, percent: float) -> float:
+        """The sigma at a fraction of the sampling: 0 before its start, 1 at its end."""
+        if percent <= 0:
+            return 999999999.9
+        if percent >= 1:
+            return 0.0
+        return float(self.sigmas[round((1 - percent) * (len(self.sigmas) - 1))])
+
+    def calculate_denoised(self, sigma, model_output, model_input):
+        return super().calculate_denoised(sigma, model_output[:, : self.preset.channels], model_input)
+
+
+class DiffusionSampling(PresetSampling):
+    """On the model's own schedule of 1000 timesteps."""
+
+    def __init__(self, preset: Preset, model_config):
+        schedule = comfy.model_sampling.ModelSamplingDiscrete(model_config).sigmas
+        parts = math.ceil((preset.noise_levels[0] + 1) / len(preset.timesteps))
+        levels = _filled_in(preset.noise_levels, -1, parts).round().clamp(min=0).long()
+        sigmas = schedule[levels]
+        if preset.alphas_cumprod is not None:
+            sigmas[-1] = math.sqrt((1 - preset.alphas_cumprod) / preset.alphas_cumprod)
+        timesteps = _filled_in(preset.timesteps, -1, parts).round().clamp(min=0).long()
+        super().__init__(preset, sigmas, timesteps)
+        self.register_buffer("log_sigmas", self.sigmas.log(), persistent=False)
+        # The sigma that belongs to what the network is told, where that is not how noisy the picture is.
+        self.register_buffer("told_sigmas", schedule[timesteps] if preset.levels else None, persistent=False)
+        self.first_sigma = float(schedule[0])
+
+    def _index(self, sigma: torch.Tensor) -> torch.Tensor:
+        distances = sigma.log() - self.log_sigmas.to(sigma.device)[:, None]
+        return distances.abs().argmin(dim=0).view(sigma.shape)
+
+    def timestep(self, sigma: torch.Tensor) -> torch.Tensor:
+        return self.timesteps.to(sigma.device)[self._index(sigma)]
+
+    def sigma(self, timestep: torch.Tensor) -> torch.Tensor:
+        timesteps = self.timesteps.to(timestep.device)
+        t = timestep.float().clamp(timesteps[0], timesteps[-1])
+        above = torch.searchsorted(timesteps, t).clamp(1, max(len(timesteps) - 1, 1))
+        if len(timesteps) == 1:
+            return self.sigmas.to(timestep.device).expand_as(t)
+        below = above - 1
+        share = (t - timesteps[below]) / (timesteps[above] - timesteps[below]).clamp(min=1e-6)
+        log_sigmas = self.log_sigmas.to(timestep.device)
+        return torch.lerp(log_sigmas[below], log_sigmas[above], share.clamp(max=1)).exp()
+
+    def noise_scaling(self, sigma, noise, latent_image, max_denoise=None):
+        # Only the sampler's start passes max_denoise. Inpainting does not, and noises what it keeps as it always does.
+        if max_denoise is not None and self.preset.noise != "unit":
+            if max_denoise and self.preset.noise == "ipi":
+                latent_image = informed_start(noise, latent_image)
+            max_denoise = False
+        return super().noise_scaling(sigma, noise, latent_image, max_denoise=bool(max_denoise))
+
+    def calculate_denoised(self, sigma, model_output, model_input):
+        if self.told_sigmas is not None:
+            told = self.told_sigmas.to(sigma.device)[self._index(sigma)]
+            same_input = ((1 + told**2) / (1 + sigma**2)).sqrt()
+            x0 = super().calculate_denoised(
+                told, model_output, model_input * reshape_sigma(same_input, model_input.ndim)
+            )
+        else:
+            x0 = super().calculate_denoised(sigma, model_output, model_input)
+        if self.preset.output == "tcd":
+            noise = (model_input - x0) / reshape_sigma(sigma, model_input.ndim)
+            return (x0 + self.first_sigma * noise) / math.sqrt(1 + self.first_sigma**2)
+        return x0
+
+
+class FlowSampling(PresetSampling):
+    """On the straight line between picture and noise; the network is told sigma * multiplier."""
+
+    def __init__(self, preset: Preset, multiplier: float):
+        sigmas = _filled_in(preset.timesteps, 0, math.ceil(preset.timesteps[0] / len(preset.timesteps))) / 1000
+        super().__init__(preset, sigmas, sigmas * multiplier)
+        self.multiplier = multiplier
+
+    def timestep(self, sigma: torch.Tensor) -> torch.Tensor:
+        return sigma * self.multiplier
+
+    def sigma(self, timestep: torch.Tensor) -> torch.Tensor:
+        return timestep / self.multiplier
+
+
+class EpsSampling(DiffusionSampling, EPS):
+    """The network predicts the noise."""
+
+
+class VSampling(DiffusionSampling, V_PREDICTION):
+    """The network predicts alpha * noise - sigma_vp * picture."""
+
+
+class X0Sampling(DiffusionSampling, X0):
+    """The network predicts the picture."""
+
+
+class FlowMinusSampling(FlowSampling, CONST):
+    """The network predicts noise - picture."""
+
+
+class FlowPlusSampling(FlowSampling, CONST):
+    """The network predicts picture - noise."""
+
+    def calculate_denoised(self, sigma, model_output, model_input):
+        return super().calculate_denoised(sigma, -model_output, model_input)
+
+
+PREDICTIONS = {
+    "eps": EpsSampling,
+    "v": VSampling,
+    "x0": X0Sampling,
+    "flow-": FlowMinusSampling,
+    "flow+": FlowPlusSampling,
+}
+
+
+def informed_start(noise: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+    """YOSO's informative initial latent: mean + std * n over a batch of latents; n is drawn anew for each picture.
+
+    An empty latent counts as mean 0 and std 1, one picture as std 0. n depends on nothing but the picture's own noise.
+
+    Args:
+        noise, latents: [batch, channels, height, width].
+    """
+    mean, std = torch.zeros_like(noise), torch.ones_like(noise)
+    if torch.count_nonzero(latents):
+        mean = latents.mean(dim=0, keepdim=True)
+        std = latents.std(dim=0, keepdim=True) if latents.shape[0] > 1 else torch.zeros_like(mean)
+    seeds = noise.flatten(1)[:, 0].float().contiguous().view(torch.int32).tolist()
+    drawn = [torch.randn(noise.shape[1:], generator=torch.Generator().manual_seed(abs(seed))) for seed in seeds]
+    return mean + std * torch.stack(drawn).to(noise)
+
+
+def _filled_in(listed: tuple[float, ...], end: float, parts: int) -> torch.Tensor:
+    """The listed numbers, ascending in fp64, each `parts` places from the next, and the first `parts` from `end`."""
+    stretches = zip(listed, (*listed[1:], end), strict=True)
+    table = [torch.linspace(high, low, parts + 1, dtype=torch.float64)[:-1] for high, low in stretches]
+    return torch.cat(table).flip(0)

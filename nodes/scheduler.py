@@ -1,0 +1,43 @@
+"""SNOOPI One-Step Scheduler: the sigmas of a preset, for SamplerCustomAdvanced."""
+
+from comfy_api.latest import io
+
+from .preset_choice import HIDDEN, preset_for, preset_input, show
+from .sampling.one_step import steps, with_preset
+from .schema import schema
+
+
+class SNOOPIOneStepScheduler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="SNOOPIOneStepScheduler",
+            display_name="SNOOPI One-Step Scheduler",
+            category="SNOOPI",
+            description=(
+                "The steps of a one-step or few-step model, for SamplerCustom and SamplerCustomAdvanced. Put SNOOPI "
+                "Model Sampling before the guider, so that the first noise is right too."
+            ),
+            search_aliases=["sigmas", "scheduler", "one step", "DMD2", "LCM"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that is sampled."),
+                preset_input(),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.01,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="How much of a picture may change: the listed timesteps above it are left out.",
+                ),
+            ],
+            outputs=[io.Sigmas.Output(display_name="SIGMAS", tooltip="The noise level of every step, the last 0.")],
+            hidden=HIDDEN,
+        )
+
+    @classmethod
+    def execute(cls, model, preset, denoise=1.0) -> io.NodeOutput:
+        choice = preset_for(cls, model, preset)
+        show(cls, choice.sentence)
+        return io.NodeOutput(steps(with_preset(model, choice.preset), denoise)[1])

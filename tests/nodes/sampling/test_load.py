@@ -1,0 +1,154 @@
+"""The loader: what it knows of a file, what it repairs, and what it refuses."""
+
+import pickle
+import zipfile
+
+import comfy.model_patcher
+import comfy.supported_models
+import folder_paths
+import pytest
+import torch
+from comfy.ldm.pixart.pixartms import PixArtMS
+from comfy.model_base import ModelType
+from safetensors.torch import load_file, save_file
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """ComfyUI's two folders of models, empty."""
+    for folder in ("checkpoints", "diffusion_models"):
+        (tmp_path / folder).mkdir()
+        endings = {".safetensors", ".ckpt", ".bin", ".pt", ".sft"}
+        monkeypatch.setitem(folder_paths.folder_names_and_paths, folder, ([str(tmp_path / folder)], endings))
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    return tmp_path
+
+
+@pytest.fixture
+def load(sampling):
+    def load(name, preset="auto"):
+        return sampling.checkpoint_loader_node.SNOOPICheckpointLoader.execute(name, preset).args
+
+    return load
+
+
+def test_a_checkpoint_of_ours(sampling, folders, load, untrained_checkpoint):
+    """By its metadata, whatever it is called, without any graph to look at, and on every clone."""
+    (folders / "checkpoints" / "my merge.safetensors").symlink_to(untrained_checkpoint)
+    assert sampling.load.model_names() == ["checkpoints/my merge.safetensors"]
+    model, clip, vae, info = load("checkpoints/my merge.safetensors")
+    assert clip is not None and vae is not None
+    assert info.startswith("Preset ") and "the file my merge.safetensors says so itself" in info
+    choice = sampling.detect.choose(model.clone(), "auto", sampling.files.files_of(model.clone(), None, None))
+    assert choice.preset.timesteps == (625,) and choice.preset.noise == "vp" and choice.known
+    model = load("checkpoints/my merge.safetensors", "instaflow")[0]
+    assert sampling.detect.choose(model, "auto", sampling.files.files_of(model, None, None)).preset.timesteps == (1000,)
+    with pytest.raises(ValueError, match="^The preset yoso-pixart is for PixArt, but the model is SD 1.x: choose auto"):
+        load("checkpoints/my merge.safetensors", "yoso-pixart")
+    with pytest.raises(ValueError, match="^There is no preset called nothing"):
+        load("checkpoints/my merge.safetensors", "nothing")
+
+
+def pixart(tokens):
+    """A PixArt of one block without size embedding, in the layout its authors publish, all zeros."""
+    import comfy.ops
+
+    model = PixArtMS(depth=1, micro_condition=False, model_max_length=tokens, dtype=torch.float16,
+                     device="meta", operations=comfy.ops.disable_weight_init)  # fmt: skip
+    return {name: torch.zeros(value.shape, dtype=torch.float16) for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    "name, tokens, preset, scale",
+    [
+        ("other.safetensors", 120, "auto", 0.18215),
+        ("other.safetensors", 300, "auto", 0.13025),
+        ("PixArt-Alpha-DMD-XL-2-512x512.safetensors", 300, "auto", 0.18215),
+        ("other.safetensors", 300, "yoso-pixart", 0.18215),
+    ],
+)
+def test_pixart_alpha_is_told_from_sigma(folders, load, name, tokens, preset, scale):
+    save_file(pixart(tokens), folders / "diffusion_models" / name)
+    model, clip, vae, info = load(f"diffusion_models/{name}", preset)
+    assert type(model.model.model_config).__name__ == "PixArtSigma" and clip is None and vae is None
+    assert model.get_model_object("latent_format").scale_factor == scale
+    assert model.model.latent_format.scale_factor == 0.13025
+    assert ("its latent scale is set to 0.18215" in info) == (scale == 0.18215)
+
+
+@pytest.mark.parametrize(
+    "name, metadata, guessed_v, expected",
+    [
+        ("x", {}, True, ModelType.V_PREDICTION),
+        ("x", {"modelspec.prediction_type": "epsilon"}, True, ModelType.EPS),
+        ("x", {"modelspec.prediction_type": "v"}, False, ModelType.V_PREDICTION),
+        ("sd_turbo.safetensors", {}, True, ModelType.EPS),
+        ("sd_turbo.safetensors", {}, False, ModelType.EPS),
+    ],
+)
+def test_sd2_predicts_what_the_file_says(sampling, name, metadata, guessed_v, expected):
+    config = comfy.supported_models.SD20(
+        {"in_channels": 4, "out_channels": 4, "model_channels": 64, "num_res_blocks": [1], "channel_mult": [1],
+         "transformer_depth": [1], "transformer_depth_middle": 1, "transformer_depth_output": [1, 1],
+         "context_dim": 32, "use_linear_in_transformer": True, "use_spatial_transformer": True, "legacy": False,
+         "image_size": 32, "dtype": torch.float32}
+    )  # fmt: skip
+    config.set_inference_dtype(torch.float32, None)
+    bias = {"output_blocks.11.1.transformer_blocks.0.norm1.bias": torch.tensor([-1.0, 1.0]) * guessed_v}
+    cpu = torch.device("cpu")
+    model = comfy.model_patcher.ModelPatcher(config.get_model(bias, "", device="cpu"), cpu, cpu)
+    guessed = ModelType.V_PREDICTION if guessed_v else ModelType.EPS
+    assert model.model.model_type == guessed
+    file = sampling.files.ModelFile(name, metadata)
+    repaired, said = sampling.load.repaired(model, file, sampling.detect.choose(model, "auto", [file]))
+    sigma, x, out = torch.tensor([2.0]), torch.ones(1, 1, 1, 1), torch.full((1, 1, 1, 1), 0.5)
+    denoised = float(repaired.get_model_object("model_sampling").calculate_denoised(sigma, out, x))
+    assert denoised == pytest.approx(0.0 if expected == ModelType.EPS else 1 / 5 - 0.5 * 2 / 5**0.5)
+    assert bool(said) == (expected != guessed) and not model.object_patches
+
+
+class Malicious:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('a pickle was run')",)
+
+
+def pickled(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(Malicious(), protocol=2))
+        archive.writestr("archive/version", "3\n")
+
+
+@pytest.mark.parametrize("folder", ["checkpoints", "diffusion_models"])
+@pytest.mark.parametrize(
+    "name, write, sentence",
+    [
+        ("a.safetensors", lambda path: path.write_bytes(b"no weights"), "a.safetensors is corrupt or incomplete"),
+        ("a.safetensors", lambda path: path.write_bytes(b""), "a.safetensors is corrupt or incomplete"),
+        ("half.safetensors", lambda path: (save_file({"x": torch.zeros(999)}, path),
+                                           path.write_bytes(path.read_bytes()[:500])), "half.safetensors is corrupt"),
+        ("b.safetensors", lambda path: save_file({"lora_up": torch.zeros(3)}, path), "b.safetensors is not a model"),
+        ("c.bin", lambda path: torch.save({"x": torch.zeros(3)}, path), "c.bin is not a model that ComfyUI knows"),
+        ("d.ckpt", lambda path: path.write_bytes(b"PK\x03\x04 no archive"), "d.ckpt is corrupt or incomplete"),
+        ("e.pt", pickled, "e.pt is a pickle that holds more than weights"),
+        ("f.ckpt", lambda path: path.write_bytes(pickle.dumps(Malicious())), "f.ckpt is a pickle that holds more"),
+        ("g.ckpt", lambda path: path.write_bytes(b""), "g.ckpt is corrupt or incomplete"),
+    ],
+)  # fmt: skip
+def test_files_that_are_refused(folders, load, folder, name, write, sentence):
+    write(folders / folder / name)
+    with pytest.raises(ValueError) as error:
+        load(f"{folder}/{name}")
+    assert str(error.value).startswith(sentence) and str(error.value).endswith(".")
+
+
+def test_a_pickle_of_weights_is_loaded(folders, load):
+    weights = folders / "weights.safetensors"
+    save_file(pixart(120), weights)
+    torch.save(load_file(weights), folders / "diffusion_models" / "yoso_pixart512.bin")
+    assert "by the name of the file yoso_pixart512.bin" in load("diffusion_models/yoso_pixart512.bin")[3]
+
+
+@pytest.mark.parametrize("name", ["checkpoints/gone.safetensors", "../x.safetensors", "loras/x.safetensors", "x"])
+def test_files_that_are_not_there(folders, load, name):
+    with pytest.raises(ValueError, match="is not there: put the file into models/"):
+        load(name)
