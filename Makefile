@@ -1,6 +1,6 @@
 # Everything is installed into build/ and runs from there. `make help` lists the commands.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint demo-model environment clean
+.PHONY: help demo test bench presets lint demo-model environment clean
 
 # An environment of its own for every ComfyUI and interpreter, so that switching costs nothing.
 chosen := $(strip $(COMFYUI_PATH) $(PYTHON))
@@ -27,6 +27,12 @@ demo: environment ## steer the demo model with negative prompts on a real ComfyU
 # -P: the pack's folder, which holds a nodes/, stays off sys.path.
 test: environment ## run every test, among them those that start a real ComfyUI and a real browser
 	@$(in_environment) $(python) -P -m pytest -c tests/pytest.ini tests $(ARGS)
+
+bench: environment ## what NASA costs at full size, as ratios (about 15 minutes on 2 cores); writes build/bench/
+	@$(in_environment) PYTHONPATH=tests KINETO_LOG_LEVEL=99 $(python) -P -m benchmarks.nasa $(ARGS)
+
+presets: environment ## the table of presets: each against its authors' formula, and how far a stock KSampler is off
+	@$(in_environment) PYTHONPATH=tests $(python) -P -m presets
 
 lint: environment ## check the style of the code
 	@$(venv)/bin/ruff check .

@@ -9,7 +9,9 @@ from comfyui import workflow
 from comfyui.client import Interrupted, Refused
 from comfyui.serve import PACK, serve
 
-NODES = ("NASACrossAttentionPatch", "SNOOPIOneStepSampler")
+NODES = (
+    "NASACrossAttentionPatch", "SNOOPIOneStepSampler", "SNOOPIModelSampling", "SNOOPIOneStepScheduler", "SNOOPICheckpointLoader",
+)  # fmt: skip
 WITH, WITHOUT = "With the negative prompt", "Without"
 
 

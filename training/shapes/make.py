@@ -64,9 +64,7 @@ def teacher_accuracy(backbone: StableDiffusion, scale: float, count: int = PICTU
     for first in tqdm(range(0, count, 50), desc=f"teacher, {TEACHER_STEPS} steps, CFG {scale:g}"):
         words = embeddings[[where[caption] for caption in captions[first : first + 50]]]
         part = noise[first : first + 50]
-        latents.append(
-            ddim_sample(backbone.sampler, predict, part, words, null.expand_as(words), TEACHER_STEPS, scale)
-        )
+        latents.append(ddim_sample(backbone.sampler, predict, part, words, null.expand_as(words), TEACHER_STEPS, scale))
     readings = detector.read(backbone.decode(torch.cat(latents)))
     return sum(matches(reading, caption) for reading, caption in zip(readings, captions, strict=True)) / count
 
