@@ -10,7 +10,8 @@ from comfyui.client import Interrupted, Refused
 from comfyui.serve import PACK, serve
 
 NODES = (
-    "NASACrossAttentionPatch", "SNOOPIOneStepSampler", "SNOOPIModelSampling", "SNOOPIOneStepScheduler", "SNOOPICheckpointLoader",
+    "NASACrossAttentionPatch", "SNOOPIOneStepSampler", "SNOOPIModelSampling", "SNOOPIOneStepScheduler",
+    "SNOOPICheckpointLoader",
 )  # fmt: skip
 WITH, WITHOUT = "With the negative prompt", "Without"
 
