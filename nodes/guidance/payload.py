@@ -144,6 +144,7 @@ def _steerings(layout, acting, model, x, t, steered, transformer_options, conds)
             kept = [n for n in here if layer in projections[n].keys_values]
             texts = [n for n in here if n not in kept]
             yield Steering(
+                layout,
                 layer,
                 [projections[n].keys_values[layer] for n in kept],
                 [projections[n].text for n in texts],

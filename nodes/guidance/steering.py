@@ -1,6 +1,10 @@
-"""Installs NASA in a model's cross-attention layers for one call of the model."""
+"""Installs NASA in a model's cross-attention layers for one call of the model.
 
-from collections.abc import Callable, Iterable, Iterator
+A layer's own code computes Z+, or another pack's that took its place. What they share is where the queries come from
+and where Z+ goes, the output projection: there NASA looks on, and subtracts.
+"""
+
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import MethodType, ModuleType
 
@@ -16,41 +20,47 @@ class Steering:
     them once, guards them (unlike transformer_options) and does not recompile for a new alpha or prompt.
 
     Args:
+        layout: the file of `layouts` that knows the layer.
         layer: the cross-attention, as the layout's `blocks` gave it.
         kept: (K-, V-) of the negatives whose projection is known.
-        texts: the other negatives, still to be projected, each [1 or batch, tokens, width].
+        texts: the other negatives, each [1 or batch, tokens, width].
         strengths: alpha of each negative, those kept first: [batch, 1, 1], or a map as the layout's `spread` made it.
         norm_limit: as in `steer_away`.
         chunks: which cond each equal part of the batch belongs to: ComfyUI's cond_or_uncond.
         options: the call's transformer_options.
     """
 
-    def __init__(self, layer, kept, texts, strengths, norm_limit, chunks, options):
-        self.layer, self.kept, self.texts, self.strengths = layer, kept, texts, strengths
-        self.norm_limit, self.chunks, self.options = norm_limit, chunks, options
-        self.q = None
+    def __init__(self, layout, layer, kept, texts, strengths, norm_limit, chunks, options):
+        self.layout, self.layer, self.kept, self.texts = layout, layer, kept, texts
+        self.strengths, self.norm_limit, self.chunks, self.options = strengths, norm_limit, chunks, options
+        self.queries = ()
+        self.positions = None
 
-    def project(self, keys_values: Callable, context: torch.Tensor) -> tuple[tuple, list[tuple]]:
-        """(K+, V+) and every (K-, V-); one projection for all, so that a weight is cast or moved once."""
-        if not self.texts:
-            return keys_values(self.layer, context), self.kept
-        parts = [context, *(rows(text, context.shape[0], self.chunks) for text in self.texts)]
-        k, v = keys_values(self.layer, torch.cat(parts, dim=1))
-        lengths = [part.shape[1] for part in parts]
-        positive, *negatives = zip(k.split(lengths, dim=1), v.split(lengths, dim=1), strict=True)
-        return positive, [*self.kept, *negatives]
+    def steer(self, z: torch.Tensor) -> torch.Tensor:
+        """Z_NASA from Z+ [batch, image tokens, channels] and the queries that were asked for since the last time."""
+        queries, self.queries = self.queries, ()
+        alike = [q for q in queries if q.shape[0] == z.shape[0]]
+        q = alike[0] if alike else torch.cat(queries)  # another pack may ask for some rows at a time
 
-    def steer(self, z: torch.Tensor, negatives: list[tuple], attend: Callable, fit: Callable | None = None):
-        """Z_NASA from Z+ and the (K-, V-) of every negative.
+        def fitted(x):
+            return self.layout.fit(self.layer, x, z, self.chunks)
 
-        Args:
-            attend: attend(k, v) is the layer's own attention from its queries.
-            fit: fit(x, z, chunks) gives x, with 1 row or one for every row of the model's batch, the rows of z.
-        """
-        fit = fit or _fitted
-        z_negatives = [attend(fit(k, z, self.chunks), fit(v, z, self.chunks)) for k, v in negatives]
-        strengths = [fit(alpha, z, self.chunks) for alpha in self.strengths]
+        negatives = [*self.kept, *(self.layout.keys_values(self.layer, text) for text in self.texts)]
+        z_negatives = [self.layout.attend(self, q, fitted(k), fitted(v)) for k, v in negatives]
+        strengths = [fitted(alpha) for alpha in self.strengths]
         return steer_away(z, list(zip(z_negatives, strengths, strict=True)), self.norm_limit)
+
+
+def remember(module, *args, **kwargs):
+    """The forward of a module that gives a layer's queries."""
+    q = module.nasa_before(*args, **kwargs)
+    module.nasa.queries = (*module.nasa.queries, q)
+    return q
+
+
+def steered(module, z):
+    """The forward of a layer's output projection."""
+    return module.nasa_before(module.nasa.steer(z))
 
 
 @contextmanager
@@ -91,8 +101,8 @@ def rows(x: torch.Tensor, batch: int, chunks: list[int]) -> torch.Tensor:
     return x[::size].repeat_interleave(batch // len(chunks), dim=0)
 
 
-def _fitted(x, z, chunks):
-    """Image tokens that a model adds after the picture's own are not steered."""
+def fit_rows(layer, x: torch.Tensor, z: torch.Tensor, chunks: list[int]) -> torch.Tensor:
+    """A layout's `fit` where the image tokens of z are the picture's; those a model adds after them are not steered."""
     if x.shape[-1] == 1 and 1 < x.shape[1] < z.shape[1]:
         x = torch.nn.functional.pad(x, (0, 0, 0, z.shape[1] - x.shape[1]))
     return rows(x, z.shape[0], chunks)

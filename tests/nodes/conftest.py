@@ -97,9 +97,14 @@ def build(family, dtype=torch.float32, cast=None):
 
 @pytest.fixture(scope="session")
 def models():
-    models = {family: build(family) for family in FAMILIES}
-    gc.freeze()  # ComfyUI collects garbage at every load of a model, and all these modules take a second each time
-    return models
+    return {family: build(family) for family in FAMILIES}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_collection(models):
+    """ComfyUI collects garbage at every load of a model; with all that tests hold, that takes a second each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -200,18 +200,17 @@ def truth(name, model, negative, alpha=ALPHA, only=None, where=None):
 
 @contextmanager
 def recorded(name, model):
-    """What the output projection of every cross-attention takes in the first call, by the attention's name."""
-    taken = {}
+    """What the output projection of every cross-attention gives in the first call, by the attention's name."""
+    given = {}
 
     def record(key):
-        def before(_, args):
-            taken.setdefault(key, args[0])
+        def after(_, args, output):
+            given.setdefault(key, output)
 
-        return before
+        return after
 
     with ExitStack() as stack:
         for key, layer in attentions(name, model).items():
             out = layer.get_submodule(TRUTHS[FAMILIES[name].layout].out)
-            linear = out[0] if isinstance(out, torch.nn.Sequential) else out
-            stack.callback(linear.register_forward_pre_hook(record(key)).remove)
-        yield taken
+            stack.callback(out.register_forward_hook(record(key)).remove)
+        yield given

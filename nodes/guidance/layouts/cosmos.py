@@ -1,14 +1,10 @@
 """Cosmos-Predict2 and Anima: cross_attn in every block."""
 
-import inspect
-
-from comfy.ldm.cosmos.predict2 import Attention
-
+from ..steering import fit_rows, remember, steered
 from .grid import over_patches
 
 TEXT_CHANGES_WITH_TIME = False
 NEEDS = ()
-TAKES_OPTIONS = "transformer_options" in inspect.signature(Attention.compute_qkv).parameters
 
 
 def blocks(model):
@@ -34,20 +30,15 @@ def keys_values(attention, text):
 
 
 def forwards(attention):
-    return [(attention, _forward)]
+    return [(attention.q_norm, remember), (attention.output_proj, steered)]
+
+
+def attend(nasa, q, k, v):
+    return nasa.layer.attn_op(q, k, v, transformer_options=nasa.options)
+
+
+fit = fit_rows
 
 
 def spread(model, x, map, conds):
     return over_patches(map, x, (model.patch_temporal, model.patch_spatial, model.patch_spatial))
-
-
-def _forward(self, x, context=None, rope_emb=None, transformer_options=None):
-    """Attention.forward with NASA. Newer cores let other packs patch q, k and v inside compute_qkv."""
-    options = {"transformer_options": transformer_options or {}}
-    q, k, v = self.compute_qkv(x, context, rope_emb=rope_emb, **(options if TAKES_OPTIONS else {}))
-
-    def attend(k, v):
-        return self.attn_op(q, k, v, **options)
-
-    negatives = [*self.nasa.kept, *(keys_values(self, text) for text in self.nasa.texts)]
-    return self.output_dropout(self.output_proj(self.nasa.steer(attend(k, v), negatives, attend)))

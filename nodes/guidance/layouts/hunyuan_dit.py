@@ -5,6 +5,7 @@ import torch
 from comfy.ldm.hydit.attn_layers import apply_rotary_emb
 from comfy.ldm.modules.attention import optimized_attention
 
+from ..steering import fit_rows, remember, steered
 from .grid import over_patches
 
 TEXT_CHANGES_WITH_TIME = False
@@ -41,22 +42,27 @@ def keys_values(attention, text):
 
 
 def forwards(attention):
-    return [(attention, _forward)]
+    return [(attention, _with_positions), (attention.q_norm, remember), (attention.out_proj, steered)]
+
+
+def attend(nasa, q, k, v):
+    """Positions turn the queries alone."""
+    if nasa.positions is not None:
+        q, _ = apply_rotary_emb(q, None, nasa.positions)
+    attention = nasa.layer
+    heads_first = (part.transpose(1, 2).contiguous() for part in (q, k, v))
+    return optimized_attention(
+        *heads_first, attention.num_heads, skip_reshape=True, attn_precision=attention.attn_precision
+    )
+
+
+fit = fit_rows
 
 
 def spread(model, x, map, conds):
     return over_patches(map, x, (model.patch_size, model.patch_size))
 
 
-def _forward(self, x, y, freqs_cis_img=None):
-    """CrossAttention.forward of HunyuanDiT with NASA; positions turn the queries alone."""
-    q = self.q_norm(self.q_proj(x).unflatten(-1, (self.num_heads, self.head_dim)))
-    if freqs_cis_img is not None:
-        q, _ = apply_rotary_emb(q, None, freqs_cis_img)
-
-    def attend(k, v):
-        heads_first = (part.transpose(1, 2).contiguous() for part in (q, k, v))
-        return optimized_attention(*heads_first, self.num_heads, skip_reshape=True, attn_precision=self.attn_precision)
-
-    (k, v), negatives = self.nasa.project(keys_values, y)
-    return (self.proj_drop(self.out_proj(self.nasa.steer(attend(k, v), negatives, attend))),)
+def _with_positions(attention, x, y, freqs_cis_img=None):
+    attention.nasa.positions = freqs_cis_img
+    return attention.nasa_before(x, y, freqs_cis_img)

@@ -2,6 +2,7 @@
 
 from comfy.ldm.kandinsky5.model import attention as attention_of_heads
 
+from ..steering import fit_rows, remember, steered
 from .grid import over_patches
 
 TEXT_CHANGES_WITH_TIME = True
@@ -34,19 +35,15 @@ def keys_values(attention, text):
 
 
 def forwards(attention):
-    return [(attention, _forward)]
+    return [(attention.query_norm, remember), (attention.out_layer, steered)]
+
+
+def attend(nasa, q, k, v):
+    return attention_of_heads(q, k, v, nasa.layer.num_heads, transformer_options=nasa.options)
+
+
+fit = fit_rows
 
 
 def spread(model, x, map, conds):
     return over_patches(map, x, model.patch_size)
-
-
-def _forward(self, x, context, transformer_options=None):
-    """CrossAttention.forward of Kandinsky 5 with NASA."""
-    q = self.query_norm(self.to_query(x).unflatten(-1, (self.num_heads, -1)))
-
-    def attend(k, v):
-        return attention_of_heads(q, k, v, self.num_heads, transformer_options=transformer_options or {})
-
-    (k, v), negatives = self.nasa.project(keys_values, context)
-    return self.out_layer(self.nasa.steer(attend(k, v), negatives, attend))

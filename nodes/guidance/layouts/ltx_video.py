@@ -1,8 +1,8 @@
 """LTX-Video: attn2 in every block, its text tokens projected by caption_projection."""
 
-import torch
-from comfy.ldm.modules.attention import optimized_attention, optimized_attention_masked
+from comfy.ldm.modules.attention import optimized_attention
 
+from ..steering import fit_rows, remember, steered
 from .grid import over_patches
 
 TEXT_CHANGES_WITH_TIME = False
@@ -10,10 +10,12 @@ NEEDS = ()
 
 
 def blocks(model):
-    """None where attn2's text is shifted and scaled for every block and timestep (LTX 2.3)."""
-    if getattr(model, "cross_attention_adaln", False):
+    """None where attn2's text is shifted and scaled for every block and timestep, or Z+ is gated (LTX 2.3)."""
+    attentions = [block.attn2 for block in model.transformer_blocks]
+    gated = any(getattr(attention, "to_gate_logits", None) is not None for attention in attentions)
+    if gated or getattr(model, "cross_attention_adaln", False):
         return {}
-    return {str(number): [block.attn2] for number, block in enumerate(model.transformer_blocks)}
+    return {str(number): [attention] for number, attention in enumerate(attentions)}
 
 
 def width(model):
@@ -37,24 +39,16 @@ def keys_values(attention, text):
 
 
 def forwards(attention):
-    return [(attention, _forward)]
+    return [(attention.q_norm, remember), (attention.to_out, steered)]
+
+
+def attend(nasa, q, k, v):
+    options = {"attn_precision": nasa.layer.attn_precision, "transformer_options": nasa.options}
+    return optimized_attention(q, k, v, nasa.layer.heads, **options)
+
+
+fit = fit_rows
 
 
 def spread(model, x, map, conds):
     return over_patches(map, x, (1, 1, 1))
-
-
-def _forward(self, x, context=None, mask=None, transformer_options=None, **kwargs):
-    """CrossAttention.forward of LTX-Video with NASA."""
-    q = self.q_norm(self.to_q(x))
-    options = {"attn_precision": self.attn_precision, "transformer_options": transformer_options or {}}
-
-    def attend(k, v):
-        return optimized_attention(q, k, v, self.heads, **options)
-
-    (k, v), negatives = self.nasa.project(keys_values, context)
-    z = attend(k, v) if mask is None else optimized_attention_masked(q, k, v, self.heads, mask, **options)
-    z = self.nasa.steer(z, negatives, attend)
-    if getattr(self, "to_gate_logits", None) is not None:
-        z = (z.unflatten(-1, (self.heads, -1)) * (2 * torch.sigmoid(self.to_gate_logits(x))).unsqueeze(-1)).flatten(2)
-    return self.to_out(z)

@@ -2,6 +2,7 @@
 
 from comfy.ldm.modules.attention import optimized_attention
 
+from ..steering import fit_rows, remember, steered
 from .grid import over_patches
 
 TEXT_CHANGES_WITH_TIME = False
@@ -25,19 +26,15 @@ def keys_values(attention, text):
 
 
 def forwards(attention):
-    return [(attention, _forward)]
+    return [(attention.q_linear, remember), (attention.proj, steered)]
+
+
+def attend(nasa, q, k, v):
+    return optimized_attention(q, k, v, nasa.layer.num_heads)
+
+
+fit = fit_rows
 
 
 def spread(model, x, map, conds):
     return over_patches(map, x, (model.patch_size, model.patch_size))
-
-
-def _forward(self, x, cond, mask=None):
-    """MultiHeadCrossAttention.forward with NASA; ComfyUI hands it the text of all rows as one row."""
-    q = self.q_linear(x)
-
-    def attend(k, v):
-        return optimized_attention(q, k, v, self.num_heads)
-
-    (k, v), negatives = self.nasa.project(keys_values, cond.reshape(x.shape[0], -1, cond.shape[-1]))
-    return self.proj_drop(self.proj(self.nasa.steer(attend(k, v), negatives, attend)))

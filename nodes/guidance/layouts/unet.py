@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 
-from ..steering import rows
+from ..steering import remember, rows, steered
 
 TEXT_CHANGES_WITH_TIME = False
 NEEDS = ()
@@ -33,8 +33,9 @@ def _attentions(part: torch.nn.Module) -> list[Layer]:
         Layer(block.attn2, over_time)
         for name, over_time in (("transformer_blocks", False), ("time_stack", True))
         if hasattr(part, "transformer_blocks")
-        for block in getattr(part, name, ())
-        if block.attn2 is not None and not block.switch_temporal_ca_to_sa
+        for wrapped in getattr(part, name, ())  # another pack may have put a module of its own around a block
+        for block in wrapped.modules()
+        if getattr(block, "attn2", None) is not None and not block.switch_temporal_ca_to_sa
     ]
 
 
@@ -51,8 +52,13 @@ def keys_values(layer, text):
 
 
 def forwards(layer):
-    """Whoever computes Z+, attn2 itself or another pack's replacement, begins with to_q and ends with to_out."""
-    return [(layer.attention.to_q, _remember), (layer.attention.to_out, _steered)]
+    return [(layer.attention.to_q, remember), (layer.attention.to_out, steered)]
+
+
+def attend(nasa, q, k, v):
+    attention = nasa.layer.attention
+    options = {"attn_precision": attention.attn_precision, "transformer_options": nasa.options}
+    return optimized_attention(q, k, v, attention.heads, **options)
 
 
 def spread(unet, x, map, conds):
@@ -60,22 +66,8 @@ def spread(unet, x, map, conds):
     return map
 
 
-def _remember(to_q, x):
-    to_q.nasa.q = q = to_q.nasa_before(x)
-    return q
-
-
-def _steered(to_out, z):
-    nasa, to_out.nasa.q, q = to_out.nasa, None, to_out.nasa.q
-    attention = nasa.layer.attention
-
-    def attend(k, v):
-        options = {"attn_precision": attention.attn_precision, "transformer_options": nasa.options}
-        return optimized_attention(q, k, v, attention.heads, **options)
-
-    negatives = [*nasa.kept, *(keys_values(nasa.layer, text) for text in nasa.texts)]
-    fit = _over_time if nasa.layer.over_time else _over_places
-    return to_out.nasa_before(nasa.steer(z, negatives, attend, fit))
+def fit(layer, x, z, chunks):
+    return _over_time(x, z, chunks) if layer.over_time else _over_places(x, z, chunks)
 
 
 def _over_places(x, z, chunks):

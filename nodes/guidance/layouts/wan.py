@@ -3,6 +3,7 @@
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 
+from ..steering import fit_rows, remember, steered
 from .grid import over_patches
 
 TEXT_CHANGES_WITH_TIME = False
@@ -29,7 +30,15 @@ def keys_values(attention, text):
 
 
 def forwards(attention):
-    return [(attention, _forward)]
+    """What the projection gets is the sum over text and image tokens; only text is subtracted."""
+    return [(attention.norm_q, remember), (attention.o, steered)]
+
+
+def attend(nasa, q, k, v):
+    return optimized_attention(q, k, v, heads=nasa.layer.num_heads, transformer_options=nasa.options)
+
+
+fit = fit_rows
 
 
 def spread(model, x, map, conds):
@@ -39,20 +48,3 @@ def spread(model, x, map, conds):
         reference = strength[:, : strength.shape[1] // -(-x.shape[2] // model.patch_size[0])]
         strength = torch.cat([torch.zeros_like(reference), strength], dim=1)
     return strength
-
-
-def _forward(self, x, context, context_img_len=None, transformer_options=None, **kwargs):
-    """WanT2VCrossAttention.forward and WanI2VCrossAttention.forward with NASA on the text tokens alone."""
-    q = self.norm_q(self.q(x))
-
-    def attend(k, v):
-        return optimized_attention(q, k, v, heads=self.num_heads, transformer_options=transformer_options or {})
-
-    images = context[:, :0]
-    if hasattr(self, "k_img"):
-        images, context = context[:, :context_img_len], context[:, context_img_len:]
-    (k, v), negatives = self.nasa.project(keys_values, context)
-    z = self.nasa.steer(attend(k, v), negatives, attend)
-    if images.shape[1]:
-        z = z + attend(self.norm_k_img(self.k_img(images)), self.v_img(images))
-    return self.o(z)
