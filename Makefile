@@ -28,8 +28,10 @@ demo: environment ## steer the demo model with negative prompts on a real ComfyU
 test: environment ## run every test, among them those that start a real ComfyUI and a real browser
 	@$(in_environment) $(python) -P -m pytest -c tests/pytest.ini tests $(ARGS)
 
-bench: environment ## what NASA costs at full size, as ratios (about 15 minutes on 2 cores); writes build/bench/
+bench: environment ## costs as ratios: NASA at full size, the one-step node, a training step (20 minutes on 2 cores)
 	@$(in_environment) PYTHONPATH=tests KINETO_LOG_LEVEL=99 $(python) -P -m benchmarks.nasa $(ARGS)
+	@$(in_environment) $(python) -P tests/benchmarks/one_step.py
+	@$(in_environment) $(python) -P tests/benchmarks/training_step.py
 
 presets: environment ## the table of presets: each against its authors' formula, and how far a stock KSampler is off
 	@$(in_environment) PYTHONPATH=tests $(python) -P -m presets

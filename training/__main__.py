@@ -1,6 +1,7 @@
 """`python -m training COMMAND`: the commands of the trainer."""
 
 import argparse
+import os
 import sys
 from dataclasses import replace
 
@@ -11,9 +12,14 @@ from .errors import UserError
 from .progress import StopSignal
 
 EPILOG = """commands in order:
+  python -m training distill training/configs/sd15.yaml --dry-run     what it would take: memory, hours
+  python -m training encode training/configs/pixart.yaml     T5 once for all prompts (for PixArt; others need it not)
   python -m training distill training/configs/sd15.yaml     train a one-step student (Ctrl-C saves; --resume goes on)
   python -m training sample runs/sd15 --prompt "A pet" --output pets.png
   python -m training export runs/sd15 --output student.safetensors     a file that ComfyUI and diffusers load
+  python -m training inspect student.safetensors     what a file is
+
+On several GPUs: accelerate launch --multi_gpu -m training distill training/configs/sd15.yaml
 """
 
 
@@ -34,19 +40,32 @@ def main(arguments: list[str] | None = None) -> int:
         "--resume", action="store_true", help="go on from the newest good checkpoint of the run folder"
     )
     command.add_argument("--output", metavar="DIR", help="run folder, instead of the config's `output`")
+    command.add_argument(
+        "--dry-run", action="store_true", help="print the resolved config, and the memory and hours it would take"
+    )
+    command.add_argument("--processes", type=positive, default=1, help="with --dry-run: how many GPUs (default 1)")
+
+    command = commands.add_parser("encode", help="encode the prompts of a config once, into its `encoded_prompts`")
+    command.add_argument("config", help="the YAML file of the run")
+    command.add_argument("--output", metavar="DIR", help="folder, instead of the config's `encoded_prompts`")
+    command.add_argument("--again", action="store_true", help="anew, instead of going on with what is there")
 
     command = commands.add_parser("export", help="write the student as a file that ComfyUI and diffusers load")
     command.add_argument("run", help="run folder, or one of its checkpoints/step-N")
     command.add_argument("--output", metavar="FILE.safetensors", required=True)
     command.add_argument(
         "--format",
-        choices=("checkpoint", "unet"),
-        default="checkpoint",
-        help="checkpoint (default): for ComfyUI's Load Checkpoint; unet: the UNet alone, for Load Diffusion Model",
+        choices=("checkpoint", "unet", "transformer", "lora"),
+        help="checkpoint (default for SD): for ComfyUI's Load Checkpoint; unet, or transformer (default for PixArt): "
+        "the network alone, for Load Diffusion Model; lora (default for a student that is one): for Load LoRA",
     )
     command.add_argument("--half", action="store_true", help="16-bit weights, half the size")
     command.add_argument(
         "--no-average", action="store_true", help="the last weights, though the run kept an average (EMA)"
+    )
+    command.add_argument("--licence", help="of the base model; default: what its model card names")
+    command.add_argument(
+        "--check", choices=("all", "diffusers"), default="all", help="read the file back in ComfyUI too (COMFYUI_PATH)"
     )
     command.add_argument("--title", help="name in the file's metadata; default: the run folder's name")
 
@@ -63,21 +82,48 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--noise", choices=("unit", "vp"), help="first-step noise, instead of the model's own")
     command.add_argument("--teacher", metavar="DIR", help="diffusers folder of the other parts of an exported file")
 
+    command.add_argument("--backbone", metavar="NAME", help="of a teacher or foreign file: stable_diffusion or pixart")
+
+    command = commands.add_parser("inspect", help="print what a file is: kind, start, base model, licence")
+    command.add_argument("file", metavar="FILE", help=".safetensors")
+
     options = parser.parse_args(arguments)
     diffusers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
         if options.command == "distill":
             from . import config, distill
+            from .machine import out_of_memory_told
 
             settings = config.load(options.config, options.output)
-            print(distill.distill(settings, options.resume, StopSignal()))
+            if options.dry_run:
+                from .plan import report
+
+                print(report(settings, options.processes))
+                return 0
+            with out_of_memory_told(settings):
+                newest = distill.distill(settings, options.resume, StopSignal())
+            if int(os.environ.get("RANK", "0")) == 0:  # of several processes one tells
+                print(newest)
+        elif options.command == "encode":
+            from . import config
+            from .encode import encode_prompts
+
+            settings = config.load(options.config)
+            if options.output:
+                settings = replace(settings, encoded_prompts=options.output)
+            print(encode_prompts(settings, resume=not options.again))
+        elif options.command == "inspect":
+            from .export.inspect import describe
+
+            print(describe(options.file))
         elif options.command == "export":
             from .export import export
 
-            source, output = options.run, options.output
-            difference = export(source, output, options.format, options.half, not options.no_average, options.title)
-            print(f"{output}: read back, one-step latent differs by {difference:.1e} (relative)")
+            choices = {"layout": options.format, "half": options.half, "average": not options.no_average}
+            told = {"title": options.title, "licence": options.licence, "check": options.check, "tell": print}
+            export(options.run, options.output, **choices, **told)
+            print(options.output)
         else:
             draw(options)
     except UserError as error:
@@ -98,7 +144,7 @@ def draw(options: argparse.Namespace) -> None:
     prompts = options.prompt + (read_prompts(options.prompts) if options.prompts else [])
     if not prompts:
         raise UserError("No prompt; give --prompt TEXT or --prompts FILE.")
-    backbone, start = load_model(options.model, options.teacher)
+    backbone, start = load_model(options.model, options.teacher, options.backbone)
     given = {"timestep": options.timestep, "noise": options.noise}
     start = replace(start, **{name: value for name, value in given.items() if value is not None})
     if not 0 < start.timestep < len(backbone.alphas):

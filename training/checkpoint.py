@@ -39,6 +39,8 @@ def save(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
     target = root / f"step-{checkpoint.state['step']:08d}"
     if target.exists():  # already saved, or found broken on resume
         shutil.rmtree(target)
+    for unfinished in root.glob(".step-*.part"):  # of a run that was killed while it saved
+        shutil.rmtree(unfinished)
     with atomic_folder(target) as folder:
         try:
             for role, tensors in checkpoint.weights.items():

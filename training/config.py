@@ -5,10 +5,7 @@ nearby code by the same group (SwiftBrush v1, swiftcontrol), and the setting's d
 """
 
 import dataclasses
-import difflib
-import math
-import types
-import typing
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,16 +13,7 @@ from typing import Any, Literal
 import yaml
 
 from .errors import UserError
-
-REQUIRED = dataclasses.MISSING
-
-
-def setting(default: Any, description: str, *, low: float = -math.inf, high: float = math.inf) -> Any:
-    """A field with its description and the closed range that each of its numbers must lie in."""
-    metadata = {"description": description, "low": low, "high": high}
-    if isinstance(default, (type, types.FunctionType)):
-        return dataclasses.field(default_factory=default, metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+from .schema import REQUIRED, block, plain, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,15 +25,34 @@ class Start:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Student:
-    """The one-step network: all weights, fp32 masters."""
+class Adapter:
+    """A student that is a LoRA over the teacher: a small file that also patches community checkpoints."""
 
+    rank: int = setting(64, "as the LoRA teacher's (not in the paper)", low=1, high=4096)
+    alpha: float = setting(64.0, "the adapter is scaled by alpha / rank", low=1e-6, high=1e6)
+    targets: list[str] | Literal["all-linear-and-conv"] = setting(
+        lambda: ["to_q", "to_k", "to_v", "to_out.0"], "layers that get an adapter"
+    )
+    init: Literal["gaussian", "kaiming"] = setting("gaussian", "first weights of lora_A; lora_B starts at zero")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Student:
+    """The one-step network, fp32 masters: all weights, or a LoRA."""
+
+    lora: Adapter | None = setting(None, "train a LoRA over the teacher instead of all weights")
+    start_from: str | None = setting(
+        None, "another network to start from, such as SD-Turbo (SwiftBrush v2); else the teacher"
+    )
     learning_rate: float = setting(1e-6, "Table 6", low=1e-12, high=1.0)
     betas: tuple[float, float] = setting(
         (0.9, 0.999), "AdamW betas (not in the paper; nearby code)", low=0, high=0.999999
     )
     weight_decay: float = setting(0.01, "AdamW weight decay (not in the paper; PyTorch's default)", low=0, high=10)
     ema_decay: float | None = setting(None, "average of the student's weights; none by default", low=0, high=0.999999)
+    ema_device: Literal["same", "cpu"] = setting(
+        "same", "cpu saves 4 bytes a weight of GPU memory, costs a copy a step"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +64,7 @@ class Lora:
     targets: list[str] | Literal["all-linear-and-conv"] = setting(
         lambda: ["to_q", "to_v"], "layers that get an adapter (not in the paper; nearby code: to_q, to_v)"
     )
+    init: Literal["gaussian", "kaiming"] = setting("gaussian", "first weights of lora_A (nearby code)")
     learning_rate: float = setting(1e-3, "Table 6", low=1e-12, high=1.0)
     betas: tuple[float, float] = setting(
         (0.9, 0.999), "AdamW betas (not in the paper; nearby code)", low=0, high=0.999999
@@ -84,6 +92,35 @@ class Vsd:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Clip:
+    """The clamped CLIP loss, on pictures that a small autoencoder decodes. Weight and margin: Table 6."""
+
+    weight: float = setting(0.1, "at the first VSD step; Table 6", low=0, high=1e6)
+    final_weight: float = setting(0.0, "at the last one, linear between (v3 of the paper: 0.1 to 0)", low=0, high=1e6)
+    margin: float = setting(
+        0.37, "tau: a picture closer to its prompt than this costs nothing; Table 6", low=-1, high=1
+    )
+    model: str = setting("openai/clip-vit-base-patch32", "CLIP: local folder or hub name (nearby code: ViT-B/32)")
+    decoder: str | None = setting(
+        "madebyollin/taesd", "tiny autoencoder, local folder or hub name; null decodes by the teacher's own"
+    )
+    one_in: int = setting(4, "one sample in so many gets this loss (paper: part of the batch)", low=1, high=65536)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nasa:
+    """NASA-T: a negative prompt replaces the null prompt in the frozen teacher's CFG and steers the student by NASA.
+
+    The LoRA teacher keeps the null prompt.
+    """
+
+    prompts: str = setting("training/configs/negative_prompts.txt", "negative prompts, read as `prompts` is")
+    alpha: tuple[float, float] = setting(
+        (0.0, 1.0), "range of the strength, drawn once per step (paper, v3)", low=0, high=10
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class WarmStart:
     """Before VSD: regress the student onto the teacher's own deterministic samples, noise by noise.
 
@@ -102,27 +139,44 @@ class WarmStart:
 class Config:
     """One run. Every nested block may be left out; so may every key but the three without a default."""
 
-    teacher: str = setting(REQUIRED, "a diffusers folder or hub name: unet, vae, text_encoder, tokenizer, scheduler")
+    backbone: str = setting("stable_diffusion", "the file in training/backbones that knows this teacher")
+    teacher: str = setting(REQUIRED, "teacher: a diffusers folder, a hub name, or a single .safetensors file")
+    teacher_parts: str | None = setting(
+        None,
+        "diffusers folder or hub name of what a single-file teacher leaves out; null: the backbone's own base model",
+    )
     prompts: str = setting(REQUIRED, "prompt file, .txt (one a line) or .jsonl (key `prompt`)")
+    prompt_column: str | None = setting(None, "key or column of the prompts; null: prompt, caption or text")
+    skip_bad_prompts: bool = setting(False, "leave out empty and huge prompts instead of refusing the file")
     output: str = setting(REQUIRED, "run folder")
     seed: int = setting(0, "decides every draw of the run", low=0, high=2**31 - 1)
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto takes a GPU when there is one")
     mixed_precision: Literal["auto", "bf16", "no"] = setting("auto", "bf16 autocast; auto: on GPUs that have it")
+    gradient_checkpointing: bool = setting(False, "compute activations twice instead of keeping them")
+    micro_batch: int | None = setting(
+        None, "samples that one process computes at once; null: its whole share of the batch", low=1, high=65536
+    )
+    optimizer: Literal["adamw", "adamw_8bit"] = setting("adamw", "adamw_8bit keeps 2 instead of 8 bytes a weight")
     latent_size: tuple[int, int] | None = setting(
         None, "height, width in latents; else the UNet's own", low=1, high=1024
     )
 
-    batch_size: int = setting(64, "Table 6", low=1, high=65536)
+    batch_size: int = setting(64, "of all processes together; Table 6", low=1, high=65536)
     steps: int = setting(60_000, "student updates by VSD; Table 6, SD 1.5", low=0, high=10**9)
     kappa: tuple[float, float] = setting(
         (0.5, 4.0), "range of the CFG scale, drawn once per step; Table 6", low=0, high=100
     )
-    cfg_on: Literal["both", "teacher", "lora", "none"] = setting("both", "which score gets the scale (Table 2)")
+    kappa_per: Literal["batch", "sample"] = setting("batch", "one scale a step, or one a sample (nearby code: batch)")
+    cfg_on: Literal["both", "teacher", "lora", "none"] = setting("both", "which score gets the random scale (Table 2)")
+    fixed_kappa: float = setting(1.0, "scale of a score that cfg_on leaves out; 1 is no guidance", low=0, high=100)
+    null_prompt: str = setting("", "the null prompt of CFG (nearby code: the empty string)", empty=True)
     gradient_clip: float = setting(1.0, "largest gradient norm (nearby code)", low=1e-6, high=1e6)
     start: Start = setting(Start, "where the student starts")
     student: Student = setting(Student, "the student's optimiser")
     lora: Lora = setting(Lora, "the LoRA teacher")
     vsd: Vsd = setting(Vsd, "the distillation loss")
+    clip: Clip | None = setting(None, "the clamped CLIP loss; none by default")
+    nasa: Nasa | None = setting(None, "training with NASA (NASA-T); none by default")
     warm_start: WarmStart | None = setting(None, "regression before VSD; none by default")
 
     checkpoint_every: int = setting(1000, "steps between checkpoints", low=1, high=10**9)
@@ -133,7 +187,11 @@ class Config:
     )
     samples_per_prompt: int = setting(8, "columns of the sample grid", low=2, high=64)
     log_every: int = setting(10, "steps between lines of metrics.jsonl", low=1, high=10**6)
+    tracker: str | None = setting(None, "tensorboard, or any other tracker that accelerate knows; null: none")
     max_bad_steps: int = setting(20, "stop after so many updates skipped for NaN or Inf", low=0, high=10**9)
+    encoded_prompts: str | None = setting(
+        None, "folder that `python -m training encode` wrote; null: encode on the fly"
+    )
     text_cache_megabytes: int = setting(1024, "prompt lists whose embeddings fit are encoded once", low=0, high=10**6)
 
     @property
@@ -150,6 +208,11 @@ class Config:
 FREE_TO_CHANGE = {
     "output",
     "steps",
+    "device",
+    "micro_batch",
+    "gradient_checkpointing",
+    "student.ema_device",
+    "tracker",
     "checkpoint_every",
     "keep_checkpoints",
     "sample_every",
@@ -159,25 +222,54 @@ FREE_TO_CHANGE = {
 
 
 def load(path: str | Path, output: str | None = None) -> Config:
-    """Reads and checks a YAML file; `output` overrides the run folder. Raises UserError."""
+    """Reads and checks a YAML file; `output` overrides the run folder. Raises UserError.
+
+    `extends: OTHER.yaml`, relative to the file, takes every setting that the file itself leaves out from the other.
+    """
+    return parse(_read(Path(path), ()) | ({"output": output} if output else {}), str(path))
+
+
+def _read(path: Path, below: tuple[Path, ...]) -> dict:
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        content = yaml.safe_load(path.read_text())
     except OSError as error:
         raise UserError(f"Cannot read the config {path}: {error.strerror}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"The config {path} is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(content, dict):
         raise UserError(f"The config {path} must be a YAML mapping of settings, for example `batch_size: 64`.")
-    return parse(content | ({"output": output} if output else {}), str(path))
+    if (other := content.pop("extends", None)) is None:
+        return content
+    if not isinstance(other, str) or path.resolve() in below:
+        raise UserError(f"{path}: extends is {other!r}; name one other config file, and no circle of them.")
+    return _merged(_read(path.parent / other, (*below, path.resolve())), content)
+
+
+def _merged(base: dict, over: dict) -> dict:
+    merged = base | over
+    for key in base.keys() & over.keys():
+        if isinstance(base[key], dict) and isinstance(over[key], dict):
+            merged[key] = _merged(base[key], over[key])
+    return merged
 
 
 def parse(content: dict, source: str = "config") -> Config:
     """A checked Config from plain YAML values. Raises UserError that names key, value and what is allowed."""
-    config = _block(Config, content, source, "")
+    config = block(Config, content, source, "")
     ranges = {"kappa": config.kappa, "vsd.timesteps": config.vsd.timesteps, "lora.timesteps": config.lora.timesteps}
+    if config.nasa:
+        ranges["nasa.alpha"] = config.nasa.alpha
     for key, bounds in ranges.items():
         if bounds[0] > bounds[1]:
             raise UserError(f"{source}: {key} is {list(bounds)}; write the smaller number first.")
+    if config.micro_batch and config.batch_size % config.micro_batch:
+        raise UserError(
+            f"{source}: batch_size is {config.batch_size}; it must be a multiple of micro_batch, {config.micro_batch}."
+        )
+    if config.clip and config.batch_size % config.clip.one_in:
+        raise UserError(
+            f"{source}: clip.one_in is {config.clip.one_in}; it must divide batch_size, {config.batch_size}."
+        )
     if not config.sample_prompts:
         raise UserError(f"{source}: sample_prompts is empty; give at least one prompt.")
     return config
@@ -185,86 +277,25 @@ def parse(content: dict, source: str = "config") -> Config:
 
 def to_dict(config: Config) -> dict:
     """Plain values, as `parse` reads them."""
-    return yaml.safe_load(yaml.safe_dump(_plain(dataclasses.asdict(config))))
+    return yaml.safe_load(yaml.safe_dump(plain(dataclasses.asdict(config))))
+
+
+def flat(config: Config) -> Iterator[tuple[str, Any]]:
+    """("lora.rank", 64) and so on, for every setting."""
+
+    def inside(value: dict, prefix: str) -> Iterator[tuple[str, Any]]:
+        for key, inner in value.items():
+            if isinstance(inner, dict):
+                yield from inside(inner, f"{prefix}{key}.")
+            else:
+                yield prefix + key, inner
+
+    return inside(to_dict(config), "")
 
 
 def differences(old: Config, new: Config) -> list[str]:
     """Sentences such as "lora.rank was 64 and is 32", for every setting that a resumed run may not change."""
 
-    def flat(value: dict, prefix: str = "") -> dict:
-        pairs = {}
-        for key, inner in value.items():
-            pairs |= flat(inner, f"{prefix}{key}.") if isinstance(inner, dict) else {prefix + key: inner}
-        return pairs
-
-    before, after = flat(to_dict(old)), flat(to_dict(new))
+    before, after = dict(flat(old)), dict(flat(new))
     keys = [key for key in before | after if key not in FREE_TO_CHANGE and before.get(key) != after.get(key)]
     return [f"{key} was {before.get(key)} and is {after.get(key)}" for key in keys]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, (tuple, list)) else value
-
-
-def _block(schema: type, content: Any, source: str, prefix: str) -> Any:
-    if not isinstance(content, dict):
-        raise UserError(f"{source}: {prefix.rstrip('.')} is {content!r}; it must be a mapping of settings.")
-    fields = {field.name: field for field in dataclasses.fields(schema)}
-    hints = typing.get_type_hints(schema)
-    for key in content:
-        if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, n=1)
-            hint = f"did you mean `{near[0]}`?" if near else f"known are: {', '.join(fields)}."
-            raise UserError(f"{source}: there is no setting `{prefix}{key}`; {hint}")
-    values = {}
-    for name, field in fields.items():
-        if name in content:
-            values[name] = _value(hints[name], content[name], field.metadata, source, prefix + name)
-        elif field.default is REQUIRED and field.default_factory is REQUIRED:
-            raise UserError(f"{source}: `{prefix}{name}` is missing; it is the {field.metadata['description']}.")
-    return schema(**values)
-
-
-def _value(kind: Any, value: Any, limits: Any, source: str, key: str) -> Any:
-    """`value` as `kind`, or UserError. YAML reads 1e-6 as a string, so strings that are numbers count as numbers."""
-
-    def refuse(allowed: str) -> typing.NoReturn:
-        raise UserError(f"{source}: {key} is {value!r}; allowed is {allowed}.")
-
-    if dataclasses.is_dataclass(kind):
-        return _block(kind, value, source, key + ".")
-    origin, choices = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in choices:
-            return None
-        choices = [choice for choice in choices if choice is not type(None)]
-        if len(choices) == 2:  # list[str] or one word
-            return _value(choices[0 if isinstance(value, list) else 1], value, limits, source, key)
-        return _value(choices[0], value, limits, source, key)
-    if origin is Literal:
-        if isinstance(value, bool) and "no" in choices:  # YAML 1.1 reads a bare `no` as false
-            value = "no" if value is False else value
-        return value if value in choices else refuse("one of " + ", ".join(choices))
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)) or len(value) != len(choices):
-            refuse(f"a list of {len(choices)} numbers")
-        return tuple(_value(inner, item, limits, source, key) for inner, item in zip(choices, value, strict=True))
-    if origin is list:
-        if not isinstance(value, list) or not value or not all(isinstance(item, str) and item for item in value):
-            refuse("a list of words, at least one")
-        return list(value)
-    if kind is str:
-        return value if isinstance(value, str) and value.strip() else refuse("a text that is not empty")
-    if kind is bool:
-        return value if isinstance(value, bool) else refuse("true or false")
-    low, high = limits["low"], limits["high"]
-    allowed = f"{'a whole number' if kind is int else 'a number'} from {low:g} to {high:g}"
-    try:
-        number = kind(value) if not isinstance(value, bool) else refuse(allowed)
-    except (TypeError, ValueError, OverflowError):
-        refuse(allowed)
-    if not low <= number <= high or (kind is int and number != float(value)):
-        refuse(allowed)
-    return number

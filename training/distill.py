@@ -1,38 +1,63 @@
 """PG-SB, from prompts to a one-step student. Read top to bottom.
 
-Three networks on two sets of weights: the student, and one shared UNet which with its LoRA off is the frozen teacher
-and with it on the LoRA teacher. A run has three phases on one step count: an optional warm start, optional steps that
-train the LoRA alone, then VSD.
+Three networks on two sets of weights: the student, and one shared network which with its LoRA off is the frozen
+teacher and with it on the LoRA teacher. A run has three phases on one step count: an optional warm start, optional
+steps that train the LoRA alone, then VSD.
 
 Every draw of step n comes from a generator seeded by (seed, n), on the CPU: a resumed run needs no stored random
-state, and the same run on another device draws the same numbers.
+state, and the same run on another device draws the same numbers. Every process draws the whole batch and computes its
+own rows of it, so several processes together do what one would.
 """
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import checkpoint as checkpoints
-from .backbones.stable_diffusion import StableDiffusion
+from .adapter import halve_frozen_weights
+from .average import Average
+from .backbones import load_backbone
+from .clip import ClipEmbeddings
 from .config import Config
+from .draws import STEP, generator
 from .embeddings import PromptEmbeddings
+from .encode import EncodedPrompts
 from .errors import UserError
 from .guidance import draw_kappa, guided
-from .losses import LORA_WEIGHTS, VSD_WEIGHTS, lora_loss, regression_loss, vsd_loss
-from .preview import save_grid
-from .progress import Metrics, summary
+from .losses import (
+    LORA_WEIGHTS,
+    VSD_WEIGHTS,
+    clamped_clip_loss,
+    linear_decay,
+    lora_loss,
+    regression_loss,
+    vsd_loss,
+)
+from .machine import (
+    any_process,
+    check_memory,
+    check_writable,
+    gathering,
+    make_accelerator,
+    make_optimizer,
+    mean_figures,
+    memory_gib,
+    on_main,
+    precision_of,
+    shares,
+)
+from .nasa import nasa_arguments
+from .preview import Preview
+from .progress import Metrics, ScoreGaps, summary
 from .prompts import PromptOrder, read_prompts
 from .runs import find_saved, write_config
+from .student import load_student, make_student, student_state
 from .teachers import Teachers
+from .text import Text
 from .warm_start import make_pairs
-
-STEP, PREVIEW = 0, 1  # which stream of random numbers
 
 
 def distill(config: Config, resume: bool = False, stop: Callable[[], bool] = lambda: False) -> Path:
@@ -42,234 +67,270 @@ def distill(config: Config, resume: bool = False, stop: Callable[[], bool] = lam
 
     Raises UserError for whatever the user can put right, before any work is lost.
     """
-    # --- the run folder -------------------------------------------------------------------------------------------
+    # --- the run folder and the machine ---------------------------------------------------------------------------
     run = Path(config.output)
     saved = find_saved(run, config, resume)
-    prompts = read_prompts(config.prompts)
-
-    # --- the machine ----------------------------------------------------------------------------------------------
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device is cuda, but PyTorch finds no GPU here; write `device: auto` or `device: cpu`.")
-    on_cpu = config.device == "cpu" or not torch.cuda.is_available()
-    if on_cpu:
-        torch.set_flush_denormal(True)  # Adam's tiny second moments are slow as denormals
-    precision = config.mixed_precision
-    if precision == "auto":
-        precision = "bf16" if not on_cpu and torch.cuda.is_bf16_supported() else "no"
-    torch.manual_seed(config.seed)  # the adapter's first weights; nothing else draws from the global generator
-    accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu)
-    device = accelerator.device
+    check_writable(run)
+    torch.manual_seed(config.seed)  # the adapters' first weights; nothing else draws from the global generator
+    accelerator = make_accelerator(config)
+    device, bf16 = accelerator.device, precision_of(config) == "bf16"
+    parts = shares(config, accelerator)  # this process's rows of the batch, a slice for each forward
+    with accelerator.main_process_first():  # which may have to fetch them
+        prompts = read_prompts(config.prompts, config.prompt_column, config.skip_bad_prompts)
 
     # --- the networks ---------------------------------------------------------------------------------------------
-    backbone = StableDiffusion(config.teacher, device)
+    backbone = load_backbone(config.backbone, config.teacher, device, config.teacher_parts)
     shape = backbone.latent_shape(config.latent_size)
-    last = len(backbone.alphas) - 1
-    ends = {"start.timestep": config.start.timestep, "vsd.timesteps": config.vsd.timesteps[1]}
-    for key, value in (ends | {"lora.timesteps": config.lora.timesteps[1]}).items():
-        if value > last:
-            raise UserError(f"{key} goes to {value}; the schedule of {config.teacher} ends at {last}.")
-    embeddings = PromptEmbeddings(backbone, prompts, config.text_cache_megabytes)
-    preview_text = backbone.encode(config.sample_prompts)
+    backbone.check_timesteps(
+        {
+            "start.timestep": config.start.timestep,
+            "vsd.timesteps": config.vsd.timesteps[1],
+            "lora.timesteps": config.lora.timesteps[1],
+        }
+    )
+    embeddings = (
+        EncodedPrompts(config, backbone, prompts)
+        if config.encoded_prompts
+        else PromptEmbeddings(backbone, prompts, config.text_cache_megabytes, config.null_prompt)
+    )
+    if config.nasa:
+        negatives = read_prompts(config.nasa.prompts)
+        negative_order = PromptOrder(len(negatives), config.seed)
+    clip = ClipEmbeddings(config.clip, backbone) if config.clip else None
 
-    student: nn.Module = copy.deepcopy(backbone.unet).requires_grad_(
-        True
-    )  # fp32 masters: a 1e-6 update vanishes in bf16
-    if precision == "bf16":
-        halve_frozen_weights(backbone.unet)
-    teachers = Teachers(backbone.unet, config.lora, backbone.predict)
-    ema: dict[str, Tensor] | None = None
-
-    def student_x0(z: Tensor, text: Tensor) -> Tensor:
-        return backbone.one_step(student, z, text, config.start.timestep, config.start.noise)
+    student = make_student(backbone, config.student, bf16, nasa=config.nasa is not None)
+    if bf16:
+        halve_frozen_weights(backbone.network)
+    teachers = Teachers(backbone.network, config.lora, backbone.predict)
+    if config.gradient_checkpointing:
+        for network in (student, teachers.network):
+            network.enable_gradient_checkpointing()
 
     # --- where the run stands -------------------------------------------------------------------------------------
     warm_steps, first_vsd = config.warm_steps, config.warm_steps + config.lora.initial_steps
     first, bad_steps = 0, 0
     if saved:
         first, bad_steps = saved.state["step"], saved.state["bad_steps"]
-        student.load_state_dict(saved.weights["student"])
+        load_student(student, saved.weights["student"])
         teachers.load(saved.weights["lora"])
-        if "ema" in saved.weights:
-            # in the network's own order, which a safetensors file does not keep
-            ema = {name: saved.weights["ema"][name].to(device) for name, _ in student.named_parameters()}
+    student_weights = [weight for weight in student.parameters() if weight.requires_grad]
+    lora_weights = teachers.parameters()
+    check_memory(config, device, student_weights + lora_weights)
+
+    def average_for(step: int) -> Average | None:
+        """The EMA, which begins with VSD; in the first process only, since all hold the same weights."""
+        wanted = config.student.ema_decay is not None and step >= warm_steps and accelerator.is_main_process
+        return Average(student, config.student.ema_decay, config.student.ema_device == "cpu") if wanted else None
 
     def student_optimizer_for(step: int) -> torch.optim.Optimizer:
+        settings = config.student
+        rate, betas = settings.learning_rate, settings.betas
         if config.warm_start and step < warm_steps:
-            return adamw(
-                student.parameters(), config.warm_start.learning_rate, (0.9, 0.999), config.student.weight_decay
-            )
-        return adamw(
-            student.parameters(), config.student.learning_rate, config.student.betas, config.student.weight_decay
-        )
+            rate, betas = config.warm_start.learning_rate, (0.9, 0.999)
+        return make_optimizer(config.optimizer, student_weights, rate, betas, settings.weight_decay)
 
+    average = average_for(first - 1) if saved else None
     student_optimizer = student_optimizer_for(first - 1 if saved else first)  # of the phase that was saved
-    lora_optimizer = adamw(
-        teachers.parameters(), config.lora.learning_rate, config.lora.betas, config.lora.weight_decay
+    lora_optimizer = make_optimizer(
+        config.optimizer, lora_weights, config.lora.learning_rate, config.lora.betas, config.lora.weight_decay
     )
     if saved:
         student_optimizer.load_state_dict(saved.optimizers["student"])
         lora_optimizer.load_state_dict(saved.optimizers["lora"])
-    student, student_optimizer = accelerator.prepare(student, student_optimizer)
-    teachers.network, lora_optimizer = accelerator.prepare(teachers.network, lora_optimizer)
+        if average and "ema" in saved.weights:
+            average.load(saved.weights["student"] | saved.weights["ema"])
+        saved = None
+    trained_student, student_optimizer = accelerator.prepare(student, student_optimizer)
+    teachers.trained, lora_optimizer = accelerator.prepare(teachers.network, lora_optimizer)
 
     order = PromptOrder(len(prompts), config.seed)
     if first < warm_steps:
-        shared = (config.warm_start, config.seed, backbone.sampler, teachers.frozen, embeddings, shape)
-        pairs = make_pairs(run / "warm_start", *shared)
+        shared = (config.warm_start, config.seed, backbone, teachers.frozen, embeddings, shape)
+        with accelerator.main_process_first():
+            pairs = make_pairs(run / "warm_start", *shared)
         pair_order = PromptOrder(config.warm_start.pairs, config.seed)
 
-    # --- one update, one checkpoint, one picture ------------------------------------------------------------------
-    def update(loss: Tensor, optimizer: torch.optim.Optimizer, weights: list[nn.Parameter]) -> float:
-        """Backward, clip, step; returns the gradient norm. NaN or Inf leaves weights and optimiser as they are."""
+    # --- one sample, one update, one checkpoint -------------------------------------------------------------------
+    def student_x0(network: nn.Module, z: Tensor, text: Text, negative: Text | None = None, alpha: float = 0) -> Tensor:
+        """The student's picture of each prompt, [n, c, h, w]; with `negative` steered away from that (NASA)."""
+        steering = {}
+        if negative is not None:
+            with accelerator.autocast():
+                steering = nasa_arguments(student, negative.embeddings, alpha, negative.mask)
+        return backbone.one_step(network, z.to(device), text, config.start.timestep, config.start.noise, **steering)
+
+    def apply(losses: list[Tensor], optimizer: torch.optim.Optimizer, weights: list[nn.Parameter]) -> dict[str, Tensor]:
+        """Clips and applies the gradients of all parts; NaN or Inf leaves weights and optimiser as they are.
+
+        Returns mean loss and gradient norm.
+        """
         nonlocal bad_steps
-        accelerator.backward(loss)
-        norm = float(accelerator.clip_grad_norm_(weights, config.gradient_clip))
-        if numpy.isfinite(norm) and bool(torch.isfinite(loss.detach())):
+        loss = accelerator.reduce(torch.stack(losses).mean(), "mean")
+        norm = accelerator.clip_grad_norm_(weights, config.gradient_clip)
+        if bool(torch.isfinite(norm) & torch.isfinite(loss)):
             optimizer.step()
         else:
             bad_steps += 1
         optimizer.zero_grad(set_to_none=True)
-        return norm
+        return {"loss": loss, "grad_norm": norm}
 
-    def save(step: int) -> Path:
-        weights = {"student": accelerator.unwrap_model(student).state_dict(), "lora": teachers.state()}
+    def save(step: int) -> None:
+        weights = {"student": student_state(student), "lora": teachers.state()}
         optimizers = {"student": student_optimizer.state_dict(), "lora": lora_optimizer.state_dict()}
         state = {"step": step, "bad_steps": bad_steps}
-        kept = checkpoints.Checkpoint(weights | ({"ema": ema} if ema else {}), optimizers, state)
-        return checkpoints.save(run, kept, config.keep_checkpoints)
+        kept = checkpoints.Checkpoint(weights | ({"ema": average.state()} if average else {}), optimizers, state)
+        checkpoints.save(run, kept, config.keep_checkpoints)
 
-    @torch.no_grad()
-    def preview(step: int) -> float:
-        """Draws the grid, of the averaged weights where there are any; returns the diversity figure.
+    # --- what people watch ----------------------------------------------------------------------------------------
+    on_main(accelerator, write_config, run, config)
+    preview = Preview(config, backbone, shape, student, embeddings.texts(config.sample_prompts))
+    metrics = Metrics(run, first, accelerator, config)
+    gaps = ScoreGaps(len(backbone.alphas), device)
 
-        Diversity: standard deviation of x0 across noises of the same prompt, averaged over pixels and prompts.
-        """
-        rows, columns = len(config.sample_prompts), config.samples_per_prompt
-        noises = torch.randn((columns, *shape), generator=generator(config.seed, PREVIEW, 0)).to(device)
-        network = (lambda *args, **named: torch.func.functional_call(student, ema, args, named)) if ema else student
-        latents = []
-        for text in preview_text:
-            expanded = text.expand(columns, -1, -1)
-            latents.append(backbone.one_step(network, noises, expanded, config.start.timestep, config.start.noise))
-        grid = backbone.decode(torch.cat(latents))
-        save_grid(
-            run / "samples" / f"step-{step:08d}.png",
-            config.sample_prompts,
-            grid.reshape(rows, columns, *grid.shape[1:]),
-        )
-        return torch.stack(latents).std(dim=1).mean().item()
+    def draw(step: int) -> None:
+        metrics.pictures(preview.draw(step, average), step)
+
+    if first == 0:
+        on_main(accelerator, draw, 0)
 
     # --- the loop -------------------------------------------------------------------------------------------------
-    write_config(run, config)
-    student_weights, lora_weights = list(student.parameters()), teachers.parameters()
-    metrics = Metrics(run / "metrics.jsonl", first)
-    diversity = preview(first) if first == 0 else None
     bar = tqdm(
-        range(first, config.total_steps), initial=first, total=config.total_steps, unit="step", dynamic_ncols=True
+        range(first, config.total_steps),
+        initial=first,
+        total=config.total_steps,
+        unit="step",
+        dynamic_ncols=True,
+        disable=not accelerator.is_main_process,
     )
     for step in bar:
-        if step == warm_steps and step > 0:  # VSD begins with an optimiser that has not seen the regression
-            student_optimizer = accelerator.prepare(student_optimizer_for(step))
-        if step == warm_steps and config.student.ema_decay is not None:
-            ema = {
-                name: weight.detach().clone() for name, weight in accelerator.unwrap_model(student).named_parameters()
-            }
+        if step == warm_steps:
+            average = average_for(step)
+            if step > 0:  # VSD begins with an optimiser that has not seen the regression
+                student_optimizer = accelerator.prepare(student_optimizer_for(step))
         random = generator(config.seed, STEP, step)
-        figures: dict[str, float | Tensor | None] = {}
+        figures: dict[str, float | Tensor] = {}
 
-        def noise_like_latents(random: torch.Generator = random) -> Tensor:
-            return torch.randn((config.batch_size, *shape), generator=random).to(device)
+        def draw_latents(random: torch.Generator = random) -> Tensor:
+            return torch.randn((config.batch_size, *shape), generator=random)
 
-        def timesteps(bounds: tuple[int, int], random: torch.Generator = random) -> Tensor:
-            return torch.randint(bounds[0], bounds[1] + 1, (config.batch_size,), generator=random).to(device)
+        def draw_timesteps(bounds: tuple[int, int], random: torch.Generator = random) -> Tensor:
+            return torch.randint(bounds[0], bounds[1] + 1, (config.batch_size,), generator=random)
 
         if step < warm_steps:
-            phase = "warm start"
-            rows = pair_order.batch(step * config.batch_size, config.batch_size)
-            z, target = pairs["z"][rows].to(device), pairs["x0"][rows].to(device)
-            x0 = student_x0(z, embeddings.batch(pairs["prompt"][rows].tolist()))
-            loss = regression_loss(x0, target)
-            figures |= {
-                "regression_loss": loss.detach(),
-                "student_grad_norm": update(loss, student_optimizer, student_weights),
-            }
-            x0 = x0.detach()
+            phase, losses, samples = "warm start", [], []
+            chosen = pair_order.batch(step * config.batch_size, config.batch_size)
+            for rows in parts:
+                with gathering(accelerator, trained_student, last=rows is parts[-1]):
+                    pair = {name: tensor[chosen[rows]] for name, tensor in pairs.items()}
+                    x0 = student_x0(trained_student, pair["z"], embeddings.batch(pair["prompt"].tolist()))
+                    loss = regression_loss(x0, pair["x0"].to(device))
+                    accelerator.backward(loss / len(parts))
+                losses.append(loss.detach())
+                samples.append(x0.detach())
+            done = apply(losses, student_optimizer, student_weights)
+            figures |= {"regression_loss": done["loss"], "student_grad_norm": done["grad_norm"]}
         else:
             phase = "lora" if step < first_vsd else "vsd"
-            chosen = order.batch((step - warm_steps) * config.batch_size, config.batch_size)
-            text, null = embeddings.batch(chosen), embeddings.nulls(config.batch_size)
-            with torch.set_grad_enabled(phase == "vsd"):
-                x0 = student_x0(noise_like_latents(), text)
+            position = (step - warm_steps) * config.batch_size
+            chosen = order.batch(position, config.batch_size)
+            texts = [embeddings.batch(chosen[rows]) for rows in parts]
+            nulls = [embeddings.nulls(len(text)) for text in texts]
+            z = draw_latents()
+            away, steering = nulls, [()] * len(parts)  # what the frozen teacher's CFG, and the student, go away from
+            if config.nasa:  # ---- NASA-T: negative prompts there, and in the student an alpha for the whole step
+                avoided = negative_order.batch(position, config.batch_size)
+                away = [embeddings.texts([negatives[index] for index in avoided[rows]]) for rows in parts]
+                low, high = config.nasa.alpha
+                alpha = low + (high - low) * torch.rand((), generator=random).item()
+                steering = [(negative, alpha) for negative in away]
+                figures["alpha"] = alpha
 
+            losses, samples = [], []
             if phase == "vsd":  # ---- the student's update
-                kappa = draw_kappa(config.kappa, random)
-                kappa_teacher = kappa if config.cfg_on in ("both", "teacher") else 1.0
-                kappa_lora = kappa if config.cfg_on in ("both", "lora") else 1.0
-                t, noise = timesteps(config.vsd.timesteps), noise_like_latents()
-                with torch.no_grad():
-                    x_t = backbone.add_noise(x0, noise, t)
-                    eps_teacher = guided(teachers.frozen, x_t, t, text, null, kappa_teacher)
-                    eps_lora = guided(teachers.lora, x_t, t, text, null, kappa_lora)
-                weight = VSD_WEIGHTS[config.vsd.weight](*backbone.coefficients(t), config.vsd.x0_weight_cap)
-                loss = vsd_loss(x0, eps_teacher, eps_lora, weight)
-                norm = update(loss, student_optimizer, student_weights)
-                if ema is not None:
-                    torch._foreach_lerp_(list(ema.values()), student_weights, 1 - config.student.ema_decay)
-                gap = (eps_teacher - eps_lora).square().mean().sqrt()
-                figures |= {"kappa": kappa, "vsd_loss": loss.detach(), "score_gap": gap, "student_grad_norm": norm}
-                x0 = x0.detach()
+                scales = config.batch_size if config.kappa_per == "sample" else 1
+                random_kappa = draw_kappa(config.kappa, random, scales)
+                t, noise = draw_timesteps(config.vsd.timesteps), draw_latents()
+                progress = (step - first_vsd, config.steps)
+                for rows, text, null, unwanted, steer in zip(parts, texts, nulls, away, steering, strict=True):
+                    kappa = random_kappa[rows if scales > 1 else slice(None)].to(device)
+                    kappa_teacher = kappa if config.cfg_on in ("both", "teacher") else config.fixed_kappa
+                    kappa_lora = kappa if config.cfg_on in ("both", "lora") else config.fixed_kappa
+                    with gathering(accelerator, trained_student, last=rows is parts[-1]):
+                        x0 = student_x0(trained_student, z[rows], text, *steer)
+                        t_rows = t[rows].to(device)
+                        x_t = backbone.add_noise(x0.detach(), noise[rows].to(device), t_rows)
+                        eps_teacher = guided(teachers.frozen, x_t, t_rows, text, unwanted, kappa_teacher)
+                        eps_lora = guided(teachers.lora, x_t, t_rows, text, null, kappa_lora)
+                        weigh, cap = VSD_WEIGHTS[config.vsd.weight], config.vsd.x0_weight_cap
+                        weight = weigh(*backbone.coefficients(t_rows), cap)
+                        loss = vsd_loss(x0, eps_teacher, eps_lora, weight)
+                        figures["vsd_loss"] = figures.get("vsd_loss", 0) + loss.detach() / len(parts)
+                        if clip:
+                            seen = range(-(-rows.start // clip.one_in) * clip.one_in, rows.stop, clip.one_in)
+                            clip_weight = linear_decay(config.clip.weight, config.clip.final_weight, *progress)
+                            clip_loss = x0.new_zeros(())
+                            if seen:
+                                with accelerator.autocast():
+                                    shown = [row - rows.start for row in seen]
+                                    near = clip(x0[shown], [prompts[chosen[row]] for row in seen])
+                                clip_loss = clamped_clip_loss(*near, config.clip.margin) * clip.one_in / len(x0)
+                            loss = loss + clip_weight * clip_loss
+                            figures["clip_loss"] = figures.get("clip_loss", 0) + clip_loss.detach() / len(parts)
+                        accelerator.backward(loss / len(parts))
+                    losses.append(loss.detach())
+                    samples.append(x0.detach())
+                    gaps.add(t_rows, eps_teacher - eps_lora)
+                done = apply(losses, student_optimizer, student_weights)
+                if average:
+                    average.update()
+                figures |= {"kappa": random_kappa.mean(), "student_grad_norm": done["grad_norm"]}
 
             for index in range(config.lora.updates):  # ---- the LoRA teacher's updates
                 if index and config.lora.fresh:
+                    z, samples = draw_latents(), []
+                if not samples:
                     with torch.no_grad():
-                        x0 = student_x0(noise_like_latents(), text)
-                t, noise = timesteps(config.lora.timesteps), noise_like_latents()
-                seen = null if torch.rand((), generator=random) < config.lora.null_probability else text
-                eps = teachers.lora(backbone.add_noise(x0, noise, t), t, seen)
-                loss = lora_loss(eps, noise, LORA_WEIGHTS[config.lora.weight](backbone.coefficients(t)[0]))
-                norm = update(loss, lora_optimizer, lora_weights)
-                figures |= {"lora_loss": loss.detach(), "lora_grad_norm": norm}
+                        each = zip(parts, texts, steering, strict=True)
+                        samples = [student_x0(student, z[rows], text, *steer) for rows, text, steer in each]
+                t, noise = draw_timesteps(config.lora.timesteps), draw_latents()
+                blind = torch.rand((), generator=random) < config.lora.null_probability
+                losses = []
+                for rows, x0, seen in zip(parts, samples, nulls if blind else texts, strict=True):
+                    with gathering(accelerator, teachers.trained, last=rows is parts[-1]):
+                        t_rows, noise_rows = t[rows].to(device), noise[rows].to(device)
+                        eps = teachers.lora_in_training(backbone.add_noise(x0, noise_rows, t_rows), t_rows, seen)
+                        weight = LORA_WEIGHTS[config.lora.weight](backbone.coefficients(t_rows)[0])
+                        loss = lora_loss(eps, noise_rows, weight)
+                        accelerator.backward(loss / len(parts))
+                    losses.append(loss.detach())
+                done = apply(losses, lora_optimizer, lora_weights)
+                figures |= {"lora_loss": done["loss"], "lora_grad_norm": done["grad_norm"]}
 
         # --- what people watch ------------------------------------------------------------------------------------
-        done = step + 1
+        done_steps = step + 1
         if bad_steps > config.max_bad_steps:
             bar.close()
             last_known = {key: round(float(value), 4) for key, value in figures.items()}
             raise UserError(
-                f"Stopped at step {done}: {bad_steps} updates were skipped because a loss or gradient was NaN or Inf "
-                f"(now {last_known}); start again with lower learning rates or `mixed_precision: no`."
+                f"Stopped at step {done_steps}: {bad_steps} updates were skipped because a loss or gradient was NaN or "
+                f"Inf (now {last_known}); start again with lower learning rates or `mixed_precision: no`."
             )
-        stopping = stop()
-        last_step = done == config.total_steps or stopping
-        if done % config.sample_every == 0 or done == config.total_steps:
-            diversity = figures["diversity"] = preview(done)
-        if done % config.log_every == 0 or "diversity" in figures or last_step:
-            figures |= {"x0_mean": x0.mean(), "x0_std": x0.std(), "bad_steps": bad_steps}
-            figures = {key: float(value) for key, value in figures.items()}
-            metrics.write({"step": done, "phase": phase} | figures)
+        stopping = any_process(accelerator, stop())
+        last_step = done_steps == config.total_steps or stopping
+        if drawing := done_steps % config.sample_every == 0 or done_steps == config.total_steps:
+            on_main(accelerator, draw, done_steps)
+        if done_steps % config.log_every == 0 or drawing or last_step:
+            x0 = torch.cat(samples)
+            figures |= {"x0_mean": x0.mean(), "x0_std": x0.std(), "memory_gib": memory_gib(device)}
+            figures = mean_figures(accelerator, figures) | gaps.figures(accelerator) | {"bad_steps": bad_steps}
+            known = {} if preview.diversity is None else {"diversity": preview.diversity}
+            metrics.write(done_steps, phase, figures | (known if drawing else {}))
             bar.set_description(phase)
-            bar.set_postfix_str(
-                summary(figures | ({"diversity": diversity} if diversity is not None else {})), refresh=False
-            )
-        if done % config.checkpoint_every == 0 or last_step:
-            save(done)
-        if stopping and done < config.total_steps:
+            bar.set_postfix_str(summary(figures | known), refresh=False)
+        if done_steps % config.checkpoint_every == 0 or last_step:
+            on_main(accelerator, save, done_steps)
+        if stopping and done_steps < config.total_steps:
             bar.close()
-            raise KeyboardInterrupt(f"Stopped after step {done}, all saved; go on with --resume.")
+            raise KeyboardInterrupt(f"Stopped after step {done_steps}, all saved; go on with --resume.")
+    metrics.close()
     return run / "checkpoints" / f"step-{config.total_steps:08d}"
-
-
-def adamw(weights, learning_rate: float, betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
-    return torch.optim.AdamW(weights, lr=learning_rate, betas=betas, weight_decay=weight_decay)
-
-
-def generator(*key: int) -> torch.Generator:
-    """A CPU generator for this key, independent of those for other keys."""
-    return torch.Generator().manual_seed(int(numpy.random.SeedSequence(key).generate_state(1, numpy.uint64)[0]))
-
-
-def halve_frozen_weights(network: nn.Module) -> None:
-    """bf16 for matrices and convolutions, which autocast would cast anew in every forward; norms stay fp32."""
-    for module in network.modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            module.to(torch.bfloat16)

@@ -1,38 +1,46 @@
 """Prompts as the network sees them: a table where they fit in memory, encoded batch by batch where they don't."""
 
-import torch
-from torch import Tensor
+from collections.abc import Sequence
+
 from tqdm import tqdm
 
-from .backbones.stable_diffusion import StableDiffusion
+from .backbones import LatentDiffusion
+from .text import Text
 
 CHUNK = 32
 
 
 class PromptEmbeddings:
-    """`batch(indices)` gives [n, tokens, width] fp32 for the prompts of a list; `null` [tokens, width] is "".
+    """`batch(indices)` gives the encoded prompts of a list; `null` is the null prompt, one row.
 
     A list is either encoded whole at the start or never kept: a cache filled along the way would encode a prompt in
     other company after a resume, and batches of other sizes round differently.
     """
 
-    def __init__(self, backbone: StableDiffusion, prompts: list[str], megabytes: int):
+    def __init__(self, backbone: LatentDiffusion, prompts: Sequence[str], megabytes: int, null_prompt: str = ""):
         self.backbone, self.prompts = backbone, prompts
-        self.null = backbone.encode([""])[0]
-        unique = list(dict.fromkeys(prompts))
+        self.null = backbone.encode([null_prompt])
         self._rows: dict[str, int] = {}
-        if len(unique) * self.null.numel() * self.null.element_size() <= megabytes * 2**20:
+        size = self.null.embeddings.numel() * self.null.embeddings.element_size()
+        if size > megabytes * 2**20:
+            return
+        unique = list(dict.fromkeys(prompts))
+        if len(unique) * size <= megabytes * 2**20:
             chunks = [unique[start : start + CHUNK] for start in range(0, len(unique), CHUNK)]
             table = [backbone.encode(chunk) for chunk in tqdm(chunks, desc="encoding prompts", disable=len(chunks) < 4)]
-            self._table = torch.cat(table)
+            self._table = Text.join(*table)
             self._rows = {prompt: row for row, prompt in enumerate(unique)}
 
-    def batch(self, indices: list[int]) -> Tensor:
+    def batch(self, indices: list[int]) -> Text:
         prompts = [self.prompts[index] for index in indices]
         if not self._rows:
             return self.backbone.encode(prompts)
-        return self._table[torch.tensor([self._rows[prompt] for prompt in prompts], device=self._table.device)]
+        return self._table[[self._rows[prompt] for prompt in prompts]]
 
-    def nulls(self, count: int) -> Tensor:
-        """The null prompt, [count, tokens, width], without copies."""
-        return self.null.expand(count, -1, -1)
+    def texts(self, prompts: list[str]) -> Text:
+        """Other prompts, such as those of the sample grid."""
+        return self.backbone.encode(prompts)
+
+    def nulls(self, count: int) -> Text:
+        """The null prompt for a batch of `count`, without copies."""
+        return self.null.repeat(count)

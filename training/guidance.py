@@ -5,22 +5,25 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
+from .text import Text
+
+Predict = Callable[[Tensor, Tensor, Text], Tensor]
 
 
-def draw_kappa(bounds: tuple[float, float], generator: torch.Generator) -> float:
-    """kappa ~ U(min, max): one number per iteration, the same for both scores."""
+def draw_kappa(bounds: tuple[float, float], generator: torch.Generator, count: int = 1) -> Tensor:
+    """kappa ~ U(min, max), fp32 [count, 1, 1, 1] on the CPU; both scores of a step take the same."""
     low, high = bounds
-    return low + (high - low) * torch.rand((), generator=generator).item()
+    return low + (high - low) * torch.rand((count, 1, 1, 1), generator=generator)
 
 
-def guided(predict: Predict, x_t: Tensor, t: Tensor, text: Tensor, null: Tensor, kappa: float) -> Tensor:
+def guided(predict: Predict, x_t: Tensor, t: Tensor, text: Text, null: Text, kappa: Tensor | float) -> Tensor:
     """eps_null + kappa (eps_text - eps_null), both halves in one batched call of `predict(x_t, t, text)`.
 
-    x_t [n, c, h, w]; t [n]; text and null [n, tokens, width]; returns eps [n, c, h, w]. kappa 1 is the plain
-    conditional prediction and costs one half.
+    x_t [n, c, h, w]; t [n]; text and null [n] prompts; kappa a number, or a tensor that broadcasts against x_t.
+    Returns eps [n, c, h, w]. The number 1 is the plain conditional prediction and costs one half.
     """
-    if kappa == 1.0:
+    if isinstance(kappa, float) and kappa == 1.0:
         return predict(x_t, t, text)
-    eps_text, eps_null = predict(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([text, null])).chunk(2)
-    return torch.lerp(eps_null, eps_text, kappa)
+    both = predict(torch.cat([x_t, x_t]), torch.cat([t, t]), Text.join(text, null))
+    eps_text, eps_null = both.chunk(2)
+    return eps_null + kappa * (eps_text - eps_null)

@@ -25,6 +25,21 @@ def lora_loss(eps: Tensor, noise: Tensor, weight: Tensor) -> Tensor:
     return (weight * (eps - noise).square()).mean()
 
 
+def clamped_clip_loss(images: Tensor, texts: Tensor, margin: float) -> Tensor:
+    """sum over samples of relu(tau - cos(image, text)), tau being the margin (SwiftBrush v2).
+
+    A picture that is close enough is pulled no closer. images and texts: CLIP embeddings [n, width], of any length.
+    A sum, so that parts of a batch add up; the caller divides by the number of samples that take part. Returns a
+    scalar, 0 for no samples.
+    """
+    return (margin - torch.cosine_similarity(images, texts)).clamp(min=0).sum()
+
+
+def linear_decay(first: float, last: float, step: int, steps: int) -> float:
+    """first at step 0, last at step steps - 1, linear between: the weight of the CLIP loss."""
+    return first + (last - first) * min(step / max(steps - 1, 1), 1.0)
+
+
 def regression_loss(x0: Tensor, target: Tensor) -> Tensor:
     """mean((x0 - target)^2), target being the teacher's own sample from the same noise. Returns a scalar."""
     return torch.nn.functional.mse_loss(x0, target)

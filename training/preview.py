@@ -1,18 +1,63 @@
 """Sample grids: a row a prompt, a column a seed, labelled, as PNG."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy
+import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch import nn
 
 from .atomic import atomic_file
+from .average import Average
+from .backbones import LatentDiffusion
+from .config import Config
+from .draws import PREVIEW, generator
+from .text import Text
 
 MARGIN = 6
 SMALLEST = 96  # small pictures are enlarged to at least this many pixels, by whole factors
 
 
-def save_grid(path: str | Path, labels: list[str], pictures: numpy.ndarray) -> None:
-    """Draws pictures uint8 [rows, columns, height, width, 3], each row under its label. Raises UserError (disk)."""
+class Preview:
+    """The run's fixed-seed grid: the same noises whenever it is drawn.
+
+    diversity: standard deviation of x0 across noises of one prompt, averaged over latents and prompts; None before
+    the first grid.
+    """
+
+    def __init__(
+        self, config: Config, backbone: LatentDiffusion, shape: tuple[int, int, int], student: nn.Module, text: Text
+    ):
+        """text: the encoded sample prompts."""
+        self.config, self.backbone, self.student, self.text = config, backbone, student, text
+        noises = torch.randn((config.samples_per_prompt, *shape), generator=generator(config.seed, PREVIEW, 0))
+        self.noises = noises.to(backbone.device)
+        self.diversity: float | None = None
+
+    @torch.no_grad()
+    def draw(self, step: int, average: Average | None) -> numpy.ndarray:
+        """Saves RUN/samples/step-N.png, of the averaged weights where there are any; returns it, uint8 [h, w, 3]."""
+        rows, columns, start = len(self.text), len(self.noises), self.config.start
+        with average.in_place() if average else nullcontext():
+            latents = [
+                self.backbone.one_step(
+                    self.student, self.noises, self.text[row : row + 1].repeat(columns), start.timestep, start.noise
+                )
+                for row in range(rows)
+            ]
+        self.diversity = torch.stack(latents).std(dim=1).mean().item()
+        pictures = self.backbone.decode(torch.cat(latents))
+        pictures = pictures.reshape(rows, columns, *pictures.shape[1:])
+        path = Path(self.config.output) / "samples" / f"step-{step:08d}.png"
+        return save_grid(path, self.config.sample_prompts, pictures)
+
+
+def save_grid(path: str | Path, labels: list[str], pictures: numpy.ndarray) -> numpy.ndarray:
+    """Draws pictures uint8 [rows, columns, height, width, 3], each row under its label; returns what it drew.
+
+    Raises UserError (disk).
+    """
     rows, columns, height, width, _ = pictures.shape
     factor = max(1, -(-SMALLEST // min(height, width)))
     height, width = height * factor, width * factor
@@ -29,6 +74,7 @@ def save_grid(path: str | Path, labels: list[str], pictures: numpy.ndarray) -> N
             sheet.paste(picture, (MARGIN + column * (width + MARGIN), top + band))
     with atomic_file(path) as temporary:
         sheet.save(temporary, format="PNG")
+    return numpy.asarray(sheet)
 
 
 def _fitting(draw: ImageDraw.ImageDraw, label: str, font: ImageFont.FreeTypeFont, width: int) -> str:

@@ -1,4 +1,4 @@
-"""What people watch: figures beside the bar, metrics.jsonl, and Ctrl-C that saves first."""
+"""What people watch: figures beside the bar, metrics.jsonl, any tracker, and Ctrl-C that saves first."""
 
 import json
 import signal
@@ -6,8 +6,13 @@ import sys
 from pathlib import Path
 
 import numpy
+import torch
+from accelerate import Accelerator
+from torch import Tensor
 
 from .atomic import atomic_file
+from .config import Config, flat
+from .errors import UserError
 
 
 def summary(figures: dict[str, float]) -> str:
@@ -20,22 +25,76 @@ def summary(figures: dict[str, float]) -> str:
 
 
 class Metrics:
-    """metrics.jsonl, a line a logged step; lines after `first` (from before a crash) are dropped."""
+    """What the first process writes down: RUN/metrics.jsonl, a line a logged step, and the tracker if there is one.
 
-    def __init__(self, path: Path, first: int):
+    Lines after `first` (from before a crash) are dropped.
+    """
+
+    def __init__(self, run: Path, first: int, accelerator: Accelerator, config: Config):
+        self.accelerator, self.file = accelerator, None
+        if config.tracker:
+            plain = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in flat(config)}
+            try:
+                accelerator.init_trackers("snoopi", config=plain)
+            except ImportError as error:
+                raise UserError(f"tracker is {config.tracker}, which is not wholly installed here ({error}).") from None
+        if not accelerator.is_main_process:
+            return
+        path = run / "metrics.jsonl"
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         whole = [line for line in lines if line.endswith("\n")]
         with atomic_file(path) as temporary:
             temporary.write_text("".join(line for line in whole if json.loads(line)["step"] <= first))
         self.file = path.open("a")
 
-    def write(self, figures: dict) -> None:
-        finite = {
-            key: None if isinstance(value, float) and not numpy.isfinite(value) else value
-            for key, value in figures.items()
-        }
-        self.file.write(json.dumps(finite) + "\n")
+    def write(self, step: int, phase: str, figures: dict[str, float]) -> None:
+        self.accelerator.log(figures, step=step)
+        if self.file is None:
+            return
+        finite = {key: value if numpy.isfinite(value) else None for key, value in figures.items()}
+        self.file.write(json.dumps({"step": step, "phase": phase} | finite) + "\n")
         self.file.flush()
+
+    def pictures(self, grid: numpy.ndarray, step: int) -> None:
+        """The sample grid, uint8 [height, width, 3], to a tracker that takes pictures. First process only."""
+        for tracker in self.accelerator.trackers:
+            if hasattr(tracker, "log_images"):
+                shape = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images({"samples": grid[None]}, step=step, **shape)
+
+    def close(self) -> None:
+        """All processes leave together; accelerate's own ending destroys their group, in which one of them may hang."""
+        self.accelerator.wait_for_everyone()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+
+
+class ScoreGaps:
+    """How far the two scores are apart, eps RMS, over all and by four equal ranges of t, since the last reading."""
+
+    RANGES = 4
+
+    def __init__(self, timesteps: int, device: torch.device):
+        self.timesteps = timesteps
+        self.sums = torch.zeros(2, self.RANGES, device=device)  # of squares, and how many
+
+    def add(self, t: Tensor, difference: Tensor) -> None:
+        """t [n]; difference [n, c, h, w] = eps_teacher - eps_lora. Does not wait for the device."""
+        squares = difference.square().flatten(1).mean(1)
+        self.sums.index_add_(1, t * self.RANGES // self.timesteps, torch.stack([squares, torch.ones_like(squares)]))
+
+    def figures(self, accelerator: Accelerator) -> dict[str, float]:
+        """score_gap and score_gap/FIRST-LAST for every range seen, of all processes; then starts again."""
+        squares, counts = accelerator.reduce(self.sums, "sum").tolist()
+        self.sums.zero_()
+        if not any(counts):
+            return {}
+        found = {"score_gap": (sum(squares) / sum(counts)) ** 0.5}
+        width = self.timesteps // self.RANGES
+        for index, (square, count) in enumerate(zip(squares, counts, strict=True)):
+            if count:
+                found[f"score_gap/{index * width}-{(index + 1) * width - 1}"] = (square / count) ** 0.5
+        return found
 
 
 class StopSignal:

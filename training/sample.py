@@ -6,20 +6,22 @@ from pathlib import Path
 import safetensors
 import torch
 
-from .backbones.stable_diffusion import StableDiffusion
+from .backbones import LatentDiffusion, load_backbone
 from .config import Start
 from .errors import UserError
-from .export.verify import load_unet
 from .preview import save_grid
 from .runs import open_run
+from .student import plain_student
+from .text import Text
 from .warm_start import ddim_sample
 
 
-def load_model(source: str, teacher: str | None = None) -> tuple[StableDiffusion, Start]:
-    """A backbone whose `unet` is the model to sample from, and where its one step starts.
+def load_model(source: str, teacher: str | None = None, backbone: str | None = None) -> tuple[LatentDiffusion, Start]:
+    """A backbone whose `network` is the model to sample from, and where its one step starts.
 
     `source`: run or checkpoint folder, exported .safetensors, or diffusers folder or hub name. `teacher`: the diffusers
-    folder of the other parts, for a file whose metadata names none that is here. Raises UserError.
+    folder of the other parts, for a file whose metadata names none that is here. `backbone`: the file in
+    training/backbones, where neither a run nor the metadata says it. Raises UserError.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     path = Path(source)
@@ -30,23 +32,24 @@ def load_model(source: str, teacher: str | None = None) -> tuple[StableDiffusion
             raise UserError(
                 f"{source} does not say which model it was made from; name its diffusers folder with --teacher."
             )
-        backbone = StableDiffusion(base, device)
-        load_unet(path, backbone.unet)
+        loaded = load_backbone(told.get("snoopi.backbone", backbone or "stable_diffusion"), base, device)
+        loaded.network = loaded.load_network(source).requires_grad_(False).eval().to(device)
         start = Start(
             timestep=int(told.get("snoopi.start_timestep", 999)), noise=told.get("snoopi.start_noise", "unit")
         )
-        return backbone, start
+        return loaded, start
     if (path / "config.yaml").is_file() or path.parent.name == "checkpoints":
         run = open_run(path)
-        backbone = StableDiffusion(teacher or run.config.teacher, device)
-        backbone.unet.load_state_dict(run.weights())
-        return backbone, run.config.start
-    return StableDiffusion(source, device), Start()
+        config = run.config
+        loaded = load_backbone(config.backbone, teacher or config.teacher, device, config.teacher_parts)
+        loaded.network = plain_student(loaded, config.student, run.weights())
+        return loaded, config.start
+    return load_backbone(backbone or "stable_diffusion", source, device), Start()
 
 
 @torch.no_grad()
 def sample(
-    backbone: StableDiffusion,
+    backbone: LatentDiffusion,
     prompts: Sequence[str],
     count: int,
     seed: int,
@@ -61,22 +64,22 @@ def sample(
     noises = torch.randn((count, *backbone.latent_shape()), generator=torch.Generator().manual_seed(seed)).to(
         backbone.device
     )
-    null = backbone.encode([""]).expand(count, -1, -1)
+    null = backbone.encode([""]).repeat(count)
 
-    def predict(x_t: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        return backbone.predict(backbone.unet, x_t, t, text)
+    def predict(x_t: torch.Tensor, t: torch.Tensor, text: Text) -> torch.Tensor:
+        return backbone.predict(backbone.network, x_t, t, text)
 
     rows = []
     for prompt in prompts:
-        text = backbone.encode([prompt]).expand(count, -1, -1)
+        text = backbone.encode([prompt]).repeat(count)
         if steps == 1:
-            rows.append(backbone.one_step(backbone.unet, noises, text, start.timestep, start.noise))
+            rows.append(backbone.one_step(backbone.network, noises, text, start.timestep, start.noise))
         else:
             rows.append(ddim_sample(backbone.sampler, predict, noises, text, null, steps, scale))
     return torch.stack(rows)
 
 
-def sample_to_file(backbone: StableDiffusion, prompts: Sequence[str], output: str | Path, **options) -> None:
+def sample_to_file(backbone: LatentDiffusion, prompts: Sequence[str], output: str | Path, **options) -> None:
     """Draws the grid of `sample(**options)` as a PNG with labels. Raises UserError."""
     latents = sample(backbone, prompts, **options)
     pictures = backbone.decode(latents.flatten(0, 1))

@@ -12,18 +12,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .atomic import atomic_file
+from .backbones import LatentDiffusion
 from .config import WarmStart
 from .embeddings import PromptEmbeddings
 from .guidance import Predict, guided
 from .prompts import PromptOrder
+from .text import Text
 
 SHARD = 64
 
 
 @torch.no_grad()
 def ddim_sample(
-    sampler: DDIMScheduler, predict: Predict, z: Tensor, text: Tensor, null: Tensor, steps: int, scale: float
-):
+    sampler: DDIMScheduler, predict: Predict, z: Tensor, text: Text, null: Text, steps: int, scale: float
+) -> Tensor:
     """x0 fp32 [n, c, h, w] by deterministic DDIM from the noise z, with CFG. predict(x_t, t, text) -> eps."""
     sampler.set_timesteps(steps, device=z.device)
     x = z.float()
@@ -37,7 +39,7 @@ def make_pairs(
     folder: Path,
     settings: WarmStart,
     seed: int,
-    sampler: DDIMScheduler,
+    backbone: LatentDiffusion,
     predict: Predict,
     embeddings: PromptEmbeddings,
     shape: tuple[int, int, int],
@@ -47,7 +49,7 @@ def make_pairs(
     Made in shards of 64, each a file of its own: an interrupted run goes on with the next shard. A shard made with
     other settings or prompts is made again.
     """
-    steps, scale, source = settings.sampler_steps, settings.guidance_scale, embeddings.backbone.source
+    steps, scale, source = settings.sampler_steps, settings.guidance_scale, backbone.source
     described = [steps, scale, seed, embeddings.prompts, shape, source]
     signature = hashlib.sha256(json.dumps(described).encode()).hexdigest()
     order = PromptOrder(len(embeddings.prompts), seed)
@@ -57,8 +59,8 @@ def make_pairs(
         if (shard := _read(path, signature, count)) is None:
             prompt = order.batch(start, count)
             z = torch.randn((count, *shape), generator=torch.Generator().manual_seed(seed * 10**9 + start))
-            text, device = embeddings.batch(prompt), embeddings.null.device
-            x0 = ddim_sample(sampler, predict, z.to(device), text, embeddings.nulls(count), steps, scale)
+            text, device = embeddings.batch(prompt), backbone.device
+            x0 = ddim_sample(backbone.sampler, predict, z.to(device), text, embeddings.nulls(count), steps, scale)
             shard = {"z": z, "x0": x0.cpu(), "prompt": torch.tensor(prompt)}
             with atomic_file(path) as temporary:
                 safetensors.torch.save_file(shard, temporary, {"signature": signature})

@@ -63,6 +63,58 @@ def make_teacher(folder: Path, width: int = 32, context: int = 32) -> Path:
     return folder
 
 
+def make_pixart(folder: Path, micro_conditions: bool = False) -> Path:
+    """PixArt-alpha in small: two blocks of 24 channels, 4x4 latents, a T5 of one layer and a few words. Seeded."""
+    from diffusers import AutoencoderTiny, DDIMScheduler, PixArtTransformer2DModel
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+    torch.manual_seed(0)
+    PixArtTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        num_layers=2,
+        cross_attention_dim=24,
+        sample_size=4,
+        caption_channels=12,
+        use_additional_conditions=micro_conditions,
+    ).save_pretrained(folder / "transformer")
+    AutoencoderTiny().save_pretrained(folder / "vae")
+    DDIMScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear").save_pretrained(folder / "scheduler")
+    words = ["<pad>", "</s>", "<unk>", *"a red blue circle square pet ugly blurry".split()]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder / "tokenizer")
+    size = {"vocab_size": 32, "d_model": 12, "d_kv": 4, "d_ff": 24, "num_layers": 1, "num_heads": 3}
+    T5EncoderModel(T5Config(**size)).save_pretrained(folder / "text_encoder")
+    return folder
+
+
+def make_clip(folder: Path, tokenizer: Path) -> Path:
+    """A CLIP of two layers for 32 px pictures, with the tokenizer of another folder. Seeded."""
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+    torch.manual_seed(0)
+    layers = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = layers | {"vocab_size": 49408, "bos_token_id": 78, "eos_token_id": 79, "pad_token_id": 79}
+    vision = layers | {"image_size": 32, "patch_size": 8}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(folder)
+    CLIPTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pixart(tmp_path_factory) -> Path:
+    return make_pixart(tmp_path_factory.mktemp("pixart"))
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory, teacher) -> Path:
+    return make_clip(tmp_path_factory.mktemp("clip"), teacher / "tokenizer")
+
+
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory) -> Path:
     return make_teacher(tmp_path_factory.mktemp("teacher"))

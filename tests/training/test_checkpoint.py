@@ -53,6 +53,9 @@ def test_killed_in_the_middle_of_a_save(tmp_path):
     )
     assert run_python(code, tmp_path).returncode == -signal.SIGKILL
     assert checkpoints.load_newest(tmp_path).state["step"] == 1
+    assert len(list((tmp_path / "checkpoints").glob(".*.part"))) == 1
+    checkpoints.save(tmp_path, some(2), 2)
+    assert not list((tmp_path / "checkpoints").glob(".*"))
 
 
 def test_no_room_for_a_checkpoint_is_a_sentence_and_loses_nothing(tmp_path):

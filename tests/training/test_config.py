@@ -51,6 +51,10 @@ def test_what_is_saved_reads_back_the_same():
         ({"lora": {"targets": []}}, "lora.targets is"),
         ({"warm_start": {"steps": 3}}, "`warm_start.pairs` is missing"),
         ({"teacher": ""}, "teacher is ''"),
+        ({"batch_size": 6, "micro_batch": 4}, "batch_size is 6; it must be a multiple of micro_batch, 4"),
+        ({"batch_size": 6, "clip": {"one_in": 4}}, "clip.one_in is 4; it must divide batch_size, 6"),
+        ({"nasa": {"alpha": [1, 0]}}, "nasa.alpha is .*smaller number first"),
+        ({"null_prompt": 3}, "null_prompt is 3; allowed is a text"),
         ({"mixed_precision": "fp16"}, "mixed_precision is 'fp16'"),
     ],
 )
@@ -69,7 +73,7 @@ def test_numbers_as_yaml_1_1_writes_them():
     [
         ("empty.txt", " \n\n", "holds no prompt"),
         ("broken.jsonl", '{"prompt": "a"}\n{oops', "line 2: not valid JSON"),
-        ("wrong.jsonl", '{"text": "a"}', "line 1: no prompt"),
+        ("wrong.jsonl", '{"word": "a"}', "line 1: no prompt"),
         ("picture.png", "x", "must end in .txt"),
     ],
 )
@@ -94,3 +98,14 @@ def test_command_line_tells_a_mistake_in_one_line(tmp_path):
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].endswith("there is no setting `stepz`; did you mean `steps`?")
     assert "Traceback" not in done.stderr
+
+
+def test_extends_takes_what_the_file_leaves_out(tmp_path):
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(LEAST | {"lora": {"rank": 8, "updates": 5}, "kappa": [1, 2]}))
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/over.yaml").write_text("extends: ../base.yaml\nlora: {rank: 4}\nsteps: 3\n")
+    found = config.load(tmp_path / "sub/over.yaml")
+    assert (found.lora.rank, found.lora.updates, found.kappa, found.steps) == (4, 5, (1, 2), 3)
+    (tmp_path / "base.yaml").write_text("extends: sub/over.yaml\n")
+    with pytest.raises(UserError, match="no circle of them"):
+        config.load(tmp_path / "base.yaml")

@@ -1,5 +1,6 @@
 """The loop: interrupted and resumed bit for bit, and what it refuses."""
 
+import contextlib
 import json
 import os
 import random
@@ -13,7 +14,6 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-import yaml
 from diffusers import UNet2DConditionModel
 
 from training.checkpoint import load_newest
@@ -35,34 +35,62 @@ def same_bits(first, second):
             assert value == second[key], key
 
 
+RUNNER = """
+import json, os, sys, traceback
+from training.config import parse
+from training.distill import distill
+for line in sys.stdin:  # each run in a fork, which has everything imported
+    if not (child := os.fork()):
+        try:
+            distill(parse(json.loads(line)), resume=True)
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
 def test_kill_and_resume_gives_the_same_bits(settings, tmp_path):
-    """kill -9 at two random moments, one of them in a resumed run; the third goes to the end."""
-    distill(parse(settings))
-    uninterrupted = load_newest(tmp_path / "run")
-
-    config = tmp_path / "config.yaml"
-    config.write_text(yaml.safe_dump(settings | {"output": str(tmp_path / "killed")}))
-    metrics = tmp_path / "killed/metrics.jsonl"
+    """kill -9 at random moments, of loading, training and saving; then to the end. SNOOPI_KILLS=20 for more of them."""
+    kills = int(os.environ.get("SNOOPI_KILLS", "4"))
+    settings |= {"steps": 4 + kills}
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    for lines in (1, random.randint(3, 5)):
-        command = [sys.executable, "-m", "training", "distill", str(config)] + (["--resume"] if lines > 1 else [])
-        process = subprocess.Popen(
-            command, cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, start_new_session=True
-        )
-        while process.poll() is None and (not metrics.exists() or metrics.read_text().count("\n") < lines):
-            time.sleep(0.005)
-        time.sleep(random.uniform(0, 0.2))
-        process.kill()
-        told = process.communicate()[1].decode()
-        assert process.returncode in (-signal.SIGKILL, 0), told
-    distill(parse(settings | {"output": str(tmp_path / "killed")}), resume=True)
-    resumed = load_newest(tmp_path / "killed")
+    errors = (tmp_path / "stderr").open("w+")
+    runner = subprocess.Popen(
+        [sys.executable, "-c", RUNNER], cwd=REPOSITORY, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=errors, text=True,
+    )  # fmt: skip
 
+    def run(name: str, killed_after: float | None = None) -> int:
+        runner.stdin.write(json.dumps(settings | {"output": str(tmp_path / name)}) + "\n")
+        runner.stdin.flush()
+        process = int(runner.stdout.readline())
+        if killed_after is not None:
+            time.sleep(killed_after)
+            with contextlib.suppress(ProcessLookupError):  # it may have come to its end
+                os.kill(process, signal.SIGKILL)
+        return int(runner.stdout.readline())
+
+    try:
+        assert run("warm-up") == 0, (tmp_path / "stderr").read_text()[-2000:]
+        start = time.monotonic()
+        assert run("run") == 0
+        whole = time.monotonic() - start
+        results = [run("killed", random.uniform(0, 2 * whole / kills)) for _ in range(kills)]
+        assert set(results) <= {0, -signal.SIGKILL} and results.count(-signal.SIGKILL) >= kills // 2, results
+        assert run("killed") == 0, (tmp_path / "stderr").read_text()[-2000:]
+    finally:
+        runner.kill()
+        runner.wait()
+    uninterrupted, resumed = load_newest(tmp_path / "run"), load_newest(tmp_path / "killed")
     assert resumed.state == uninterrupted.state
     same_bits(uninterrupted.weights, resumed.weights)
     same_bits(uninterrupted.optimizers, resumed.optimizers)
-    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
-    assert steps == list(range(1, 8))  # a line a step, none twice
+    steps = [json.loads(line)["step"] for line in (tmp_path / "killed/metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 8 + kills))  # a line a step, none twice
+    print(f"{results.count(-signal.SIGKILL)} of {kills} runs were killed")
 
 
 def test_a_run_leaves_pictures_figures_and_its_config(settings, tmp_path):
@@ -150,11 +178,10 @@ def test_prompt_list_too_large_to_keep_is_encoded_on_the_fly(settings):
         (
             lambda folder: (folder / "scheduler/scheduler_config.json").write_text(
                 json.dumps(
-                    json.loads((folder / "scheduler/scheduler_config.json").read_text())
-                    | {"prediction_type": "v_prediction"}
+                    json.loads((folder / "scheduler/scheduler_config.json").read_text()) | {"prediction_type": "sample"}
                 )
             ),
-            "predicts v_prediction",
+            "predicts sample",
         ),
     ],
 )

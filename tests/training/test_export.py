@@ -1,30 +1,38 @@
-"""The exported file against two independent readers: diffusers' converter and a real ComfyUI."""
+"""Names against diffusers' own converters, metadata, and what export refuses; small random networks.
 
-import os
-import subprocess
-import sys
+test_export_layouts.py has the real layouts and a real ComfyUI.
+"""
+
+import hashlib
 from pathlib import Path
 
-import numpy
 import pytest
 import safetensors
 import safetensors.torch
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
-from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
+from diffusers import AutoencoderKL, AutoencoderTiny, PixArtTransformer2DModel, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import (
+    convert_ldm_unet_checkpoint,
+    convert_ldm_vae_checkpoint,
+    convert_open_clip_checkpoint,
+)
 from PIL import Image
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from conftest import make_teacher
 from training import sample
+from training.adapter import adapter_state, add_adapter
 from training.checkpoint import Checkpoint, save
 from training.config import Start, parse
 from training.errors import UserError
-from training.export import export, stable_diffusion_checkpoint
-from training.export.stable_diffusion import LATENT_SCALE, autoencoder_state, unet_names
+from training.export import export, layouts, stable_diffusion_checkpoint
+from training.export.families import SD1, SD2
+from training.export.metadata import LICENCE_UNKNOWN, licence_of
+from training.export.names import clean_names
+from training.export.open_clip import open_clip_state
+from training.export.pixart import pixart_state
+from training.export.stable_diffusion import LATENT_SCALE, UNET, autoencoder_state, unet_names
 from training.runs import write_config
-
-REPOSITORY = Path(__file__).parents[2]
-COMFYUI = Path(os.environ.get("COMFYUI_PATH", REPOSITORY / "build/comfyui"))
 
 
 def make_run(folder: Path, teacher: Path, **settings) -> Path:
@@ -106,10 +114,11 @@ def test_text_encoder_gets_its_prefix_back():
 def test_export_sample_and_metadata(teacher, tmp_path):
     run = make_run(tmp_path / "run", teacher, start={"timestep": 625, "noise": "vp"}, kappa=[0.5, 3])
     averaged, last, half, unet = (tmp_path / f"{name}.safetensors" for name in ("averaged", "last", "half", "unet"))
-    assert export(run, averaged) == 0
-    assert export(run / "checkpoints/step-00000005", last, average=False) == 0
-    assert 0 < export(run, half, half=True) < 2e-2
-    assert export(run, unet, layout="unet") == 0
+    alone = {"check": "diffusers"}
+    assert export(run, averaged, **alone) < 1e-6
+    assert export(run / "checkpoints/step-00000005", last, average=False, **alone) < 1e-6
+    assert 0 < export(run, half, half=True, **alone) < 2e-2
+    assert export(run, unet, layout="unet", **alone) < 1e-6
     with safetensors.safe_open(averaged, "pt") as file:
         told = file.metadata()
         key = "model.diffusion_model.input_blocks.0.0.weight"
@@ -118,7 +127,7 @@ def test_export_sample_and_metadata(teacher, tmp_path):
     assert told["modelspec.sai_model_spec"] == "1.0.1" and told["modelspec.resolution"] == "32x32"
     assert (told["snoopi.start_timestep"], told["snoopi.start_noise"], told["snoopi.kappa_max"]) == ("625", "vp", "3.0")
     assert half.stat().st_size < 0.51 * averaged.stat().st_size
-    assert all(not key.startswith("model.") for key in safetensors.torch.load_file(unet))
+    assert all(key.startswith("model.diffusion_model.") for key in safetensors.torch.load_file(unet))
 
     backbone, start = sample.load_model(str(averaged))
     assert start == Start(timestep=625, noise="vp")
@@ -140,55 +149,155 @@ def test_a_bad_source_or_target_is_a_sentence(teacher, tmp_path):
         sample.load_model(str(tmp_path / "short.safetensors"))
 
 
-IN_COMFYUI = """
-import sys
-sys.argv = ["main.py", "--cpu"]
-sys.path.insert(0, COMFYUI)
-import torch, numpy
-import comfy.options
-comfy.options.enable_args_parsing()
-import comfy.sd
-model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(FILE, output_vae=True, output_clip=True)
-z, text, latent = (torch.from_numpy(array) for array in numpy.load(IN).values())
-sampling, found = model.model.model_sampling, {}
-with torch.inference_mode():
-    model.model.to(torch.float32)
-    for timestep in (999, 625):
-        sigma = sampling.sigmas[timestep].view(1)
-        x = sampling.noise_scaling(sigma, z.clone(), torch.zeros_like(z), timestep == 999)
-        found[f"x0_{timestep}"] = model.model.apply_model(x, sigma.expand(len(x)), c_crossattn=text).numpy()
-    # ComfyUI's VAE takes latents that the sampler has divided by .18215 already
-    found["pictures"] = vae.decode(latent / SCALE).float().numpy()
-clip_state = clip.cond_stage_model.state_dict()
-found["clip"] = clip_state["clip_l.transformer.text_model.encoder.layers.11.mlp.fc2.weight"].float().numpy()
-numpy.savez(OUT, **found)
-"""
+def test_open_clip_names_undo_diffusers_own_conversion():
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 23, "num_attention_heads": 4}
+    encoder = CLIPTextModel(CLIPTextConfig(vocab_size=100, **size))
+    state = {key.removeprefix("text_model."): value for key, value in encoder.state_dict().items()}
+    converted = open_clip_state({f"text_model.{key}": value for key, value in state.items()})
+    assert len({key for key in converted if key.startswith("transformer.resblocks.23.")}) == 12
+    assert all(not value.any() for key, value in converted.items() if key.startswith("transformer.resblocks.23."))
+    assert converted["transformer.resblocks.0.attn.in_proj_weight"].shape == (96, 32)
+    prefixed = {f"cond_stage_model.model.{key}": value for key, value in converted.items()}
+    back = convert_open_clip_checkpoint(encoder, prefixed)
+    back = {key.removeprefix("text_model."): value for key, value in back.items() if "layers.23." not in key}
+    assert back.keys() == state.keys() and all(torch.equal(back[key], state[key]) for key in state)
+    with pytest.raises(UserError, match="No place in the SD 2.x layout for the text encoder's `visual.proj`"):
+        open_clip_state({"visual.proj": torch.zeros(1)})
 
 
-@pytest.mark.skipif(not (COMFYUI / "comfy/sd.py").exists(), reason="no ComfyUI here; `make test` brings one")
-def test_stock_comfyui_agrees_in_one_step(tmp_path):
-    """Full-width text encoder and 320 channels, since ComfyUI knows an SD 1.5 by these; both starts, decoded too."""
-    teacher = make_teacher(tmp_path / "teacher", width=320, context=768)
+@pytest.mark.parametrize(
+    "wrapped, name",
+    [
+        ("_orig_mod.conv_in.weight", "conv_in.weight"),
+        ("module._orig_mod.down_blocks.0.x.weight", "down_blocks.0.x.weight"),
+        ("_fsdp_wrapped_module.mid_block._fsdp_wrapped_module.x.bias", "mid_block.x.bias"),
+        ("unet.conv_in.weight", "conv_in.weight"),
+        ("base_model.model.a.to_q.base_layer.weight", "a.to_q.weight"),
+        ("base_model.model.a.to_q.lora_A.default.weight", "a.to_q.lora_A.weight"),
+        ("a.default.weight", "a.default.weight"),
+    ],
+)
+def test_names_are_cleaned(wrapped, name):
+    assert clean_names({wrapped: torch.zeros(1)}).keys() == {name}
+
+
+def test_names_that_meet_are_refused():
+    with pytest.raises(UserError, match="both called `a.weight`"):
+        clean_names({"a.weight": torch.zeros(1), "module.a.weight": torch.ones(1)})
+
+
+def test_the_hash_is_of_the_tensor_data(teacher, tmp_path):
+    path = tmp_path / "student.safetensors"
+    export(make_run(tmp_path / "run", teacher), path, check="diffusers", licence="CC0-1.0")
+    content = path.read_bytes()
+    data = content[8 + int.from_bytes(content[:8], "little") :]
+    with safetensors.safe_open(path, "pt") as file:
+        told = file.metadata()
+    assert told["modelspec.hash_sha256"] == "0x" + hashlib.sha256(data).hexdigest()
+    assert told["modelspec.license"] == told["snoopi.base_model_license"] == "CC0-1.0"
+    wanted = {
+        "start_timestep",
+        "start_noise",
+        "kappa_min",
+        "kappa_max",
+        "alpha",
+        "config_sha256",
+        "base_model",
+        "preset",
+    }
+    assert {f"snoopi.{key}" for key in wanted} < told.keys()
+    assert not told.keys() & {"config", "_quantization_metadata", "tae_latent_channels"}  # ComfyUI acts on these
+
+
+def test_the_licence_is_what_the_model_card_names(tmp_path):
+    assert licence_of(str(tmp_path)) == LICENCE_UNKNOWN == licence_of("no-such-owner/no-such-model")
+    for card, licence in (("---\nlicense: mit\n---\n", "mit"), ("---\n[\n---\n", None), ("no front", None)):
+        (tmp_path / "README.md").write_text(card)
+        assert licence_of(str(tmp_path)) == (licence or LICENCE_UNKNOWN)
+
+
+def test_pixart_gets_its_embedders_once_and_the_output_stays():
+    torch.manual_seed(0)
+    size = {"num_attention_heads": 2, "attention_head_dim": 12, "num_layers": 1, "cross_attention_dim": 24}
+    settings = size | {"sample_size": 8, "caption_channels": 16}
+    plain = PixArtTransformer2DModel(**settings).eval()
+    state = pixart_state(plain.state_dict())
+    micro = PixArtTransformer2DModel(**settings, use_additional_conditions=True).eval()
+    micro.load_state_dict(state)  # strict: these are the tensors, of these sizes
+    x, text, t = torch.randn(1, 4, 8, 8), torch.randn(1, 5, 16), torch.tensor([400])
+    sizes = {"resolution": torch.tensor([[512.0, 512.0]]), "aspect_ratio": torch.tensor([[1.0]])}
+    with torch.no_grad():
+        before = plain(x, text, t, {"resolution": None, "aspect_ratio": None}).sample
+        after = micro(x, text, t, sizes).sample
+    assert torch.equal(before, after)
+    own = {key: value + 1 for key, value in micro.state_dict().items()}
+    assert all(torch.equal(value, own[key]) for key, value in pixart_state(own).items())
+
+
+def lora_run(folder: Path, teacher: Path, **student) -> Path:
+    adapter = {"rank": 2, "alpha": 6, "targets": "all-linear-and-conv"}
+    config = parse(
+        {"teacher": str(teacher), "prompts": "p.txt", "output": "r", "student": {"lora": adapter, **student}}
+    )
+    write_config(folder, config)
+    network = UNet2DConditionModel.from_pretrained(teacher / "unet")
+    state = adapter_state(add_adapter(network, config.student.lora))
+    torch.manual_seed(3)
+    state = {name: 0.1 * torch.randn_like(weight) for name, weight in state.items()}
+    save(folder, Checkpoint({"student": state}, {}, {"step": 5, "bad_steps": 0}), 1)
+    return folder
+
+
+def test_a_student_lora_is_exported_as_one_or_merged(teacher, tmp_path, monkeypatch):
+    """Every linear layer and convolution of the UNet; diffusers' own LoRA loader reads the file back."""
+    run, alone = lora_run(tmp_path / "run", teacher), {"check": "diffusers"}
+    lora, merged = tmp_path / "lora.safetensors", tmp_path / "merged.safetensors"
+    assert export(run, lora, **alone) < 1e-5  # a student that is a LoRA: that layout by default
+    assert export(run, merged, layout="unet", **alone) < 1e-5
+    assert lora.stat().st_size < 0.6 * merged.stat().st_size
+    state = safetensors.torch.load_file(lora)
+    assert state["lora_unet_conv_in.lora_down.weight"].shape == (2, 4, 3, 3) and state["lora_unet_conv_in.alpha"] == 2
+
+    good = lora.read_bytes()
+    real = layouts.kohya_lora
+    monkeypatch.setattr(layouts, "kohya_lora", lambda state, scale: real(state, 2 * scale))
+    with pytest.raises(UserError, match="Read back by diffusers, the file differs .* nothing kept"):
+        export(run, lora, **alone)
+    assert lora.read_bytes() == good and not list(tmp_path.glob(".*"))
+
+
+def test_layouts_that_do_not_fit_are_refused(teacher, tmp_path):
     run = make_run(tmp_path / "run", teacher)
-    export(run, tmp_path / "student.safetensors")
+    with pytest.raises(UserError, match="--format is lora, but this student is whole weights"):
+        export(run, tmp_path / "a.safetensors", layout="lora")
+    with pytest.raises(
+        UserError, match="--format is transformer; for Stable Diffusion 1.x allowed is checkpoint or unet"
+    ):
+        export(run, tmp_path / "a.safetensors", layout="transformer")
 
-    backbone, _ = sample.load_model(str(run))
-    z = torch.randn((2, 4, 4, 4), generator=torch.Generator().manual_seed(1))
-    latent = torch.randn((1, 4, 4, 4), generator=torch.Generator().manual_seed(2))
-    text = backbone.encode(["a red circle", "a pet"])
-    numpy.savez(tmp_path / "in.npz", z=z, text=text, latent=latent)
-    values = {"COMFYUI": COMFYUI, "FILE": tmp_path / "student.safetensors", "IN": tmp_path / "in.npz"}
-    values |= {"OUT": tmp_path / "out.npz", "SCALE": LATENT_SCALE}
-    code = "".join(f"{name} = {value if name == 'SCALE' else str(value)!r}\n" for name, value in values.items())
-    done = subprocess.run([sys.executable, "-c", code + IN_COMFYUI], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
 
-    found = numpy.load(tmp_path / "out.npz")
-    for timestep, noise in ((999, "unit"), (625, "vp")):
-        with torch.no_grad():
-            expected = backbone.one_step(backbone.unet, z, text, timestep, noise).numpy()
-        assert numpy.linalg.norm(found[f"x0_{timestep}"] - expected) / numpy.linalg.norm(expected) < 1e-4
-    assert numpy.abs(found["pictures"] * 255 - backbone.decode(latent)).max() < 1.5
-    wanted = backbone.text_encoder.state_dict()
-    weight = wanted[next(key for key in wanted if key.endswith("layers.11.mlp.fc2.weight"))].numpy()
-    assert numpy.allclose(found["clip"], weight, atol=1e-4)  # ComfyUI keeps the text encoder in 16 bits
+@pytest.mark.parametrize("spread, kind", [(0.02, "epsilon"), (0.2, "v_prediction")])
+def test_what_comfyui_will_take_an_sd21_for(spread, kind):
+    bias = spread * torch.tensor([1.0, -1.0] * 160)
+    found, reason = layouts.comfyui_prediction({UNET + layouts.V_BIAS: bias}, SD2)
+    assert found == kind and f"is {spread:.3f}, and above 0.09 means v" in reason
+    assert layouts.comfyui_prediction({UNET + layouts.V_BIAS: bias}, SD1)[0] == "epsilon"
+
+
+def test_without_comfyui_it_says_so(teacher, tmp_path, monkeypatch):
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
+    lines = []
+    export(make_run(tmp_path / "run", teacher), tmp_path / "student.safetensors", tell=lines.append)
+    assert lines[-1] == "Not read back by ComfyUI: COMFYUI_PATH names no checkout."
+    (tmp_path / "comfy").mkdir()
+    (tmp_path / "comfy" / "sd.py").touch()
+    export(tmp_path / "run", tmp_path / "student.safetensors", tell=lines.append)
+    assert lines[-1].startswith("Not read back by ComfyUI: ComfyUI at ") and "did not load the file" in lines[-1]
+
+
+def test_a_run_whose_teacher_was_changed_is_refused(teacher, tmp_path):
+    run = make_run(tmp_path / "run", teacher)
+    config = parse({"teacher": str(make_teacher(tmp_path / "wide", width=64)), "prompts": "p.txt", "output": str(run)})
+    write_config(run, config)
+    with pytest.raises(UserError, match="does not fit its teacher .*wide, was that changed"):
+        export(run, tmp_path / "a.safetensors")

@@ -8,6 +8,7 @@ import torch
 
 from training.guidance import draw_kappa, guided
 from training.losses import sigma_squared_weight, vsd_loss
+from training.text import Text
 
 BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
 CUMULATIVE = torch.cumprod(1 - BETAS, 0)
@@ -16,6 +17,7 @@ MEANS, DEVIATION = torch.tensor([-2.0, 2.0], dtype=torch.float64), 0.5
 
 def perfect_eps(x_t, t, text, means, deviations):
     """eps = sigma (x_t - alpha m) / V of the class in `text` (0 or 1); of the even mixture where text is -1."""
+    text = text.embeddings
     alpha, sigma = CUMULATIVE[t].sqrt()[:, None], (1 - CUMULATIVE[t]).sqrt()[:, None]
     variance = alpha**2 * deviations**2 + sigma**2  # [n, 2], a column a class
     residual = x_t - alpha * means
@@ -25,7 +27,7 @@ def perfect_eps(x_t, t, text, means, deviations):
     return (chosen * eps).sum(1, keepdim=True)
 
 
-def distilled(kappa, cfg_on="both", steps=250, batch=128):
+def distilled(kappa, cfg_on="both", steps=250, batch=128, per_sample=False):
     """Means and deviations of the student, [2] each."""
     random = torch.Generator().manual_seed(0)
     a = torch.tensor([1.0, 1.0], dtype=torch.float64, requires_grad=True)
@@ -37,7 +39,7 @@ def distilled(kappa, cfg_on="both", steps=250, batch=128):
     for _ in range(steps):
         z, noise = torch.randn(2, batch, 1, generator=random, dtype=torch.float64)
         x0 = a[text] * z + b[text]
-        scale = draw_kappa(kappa, random)
+        scale = draw_kappa(kappa, random, batch if per_sample else 1).view(-1, 1)
         t = torch.randint(20, 981, (batch,), generator=random)
         alpha, sigma = CUMULATIVE[t].sqrt()[:, None], (1 - CUMULATIVE[t]).sqrt()[:, None]
         with torch.no_grad():
@@ -49,8 +51,8 @@ def distilled(kappa, cfg_on="both", steps=250, batch=128):
             def lora(*arguments):
                 return perfect_eps(*arguments, b.detach(), a.detach())
 
-            eps_teacher = guided(teacher, x_t, t, text, null, scale)
-            eps_lora = guided(lora, x_t, t, text, null, scale if cfg_on == "both" else 1.0)
+            eps_teacher = guided(teacher, x_t, t, Text(text), Text(null), scale)
+            eps_lora = guided(lora, x_t, t, Text(text), Text(null), scale if cfg_on == "both" else 1.0)
         optimizer.zero_grad()
         vsd_loss(x0, eps_teacher, eps_lora, sigma_squared_weight(alpha, sigma, 1.0)).backward()
         optimizer.step()
@@ -58,9 +60,10 @@ def distilled(kappa, cfg_on="both", steps=250, batch=128):
     return b.detach(), a.detach().abs()
 
 
-@pytest.mark.parametrize("kappa", [(1, 1), (4.5, 4.5), (2, 5), (1, 4)])
-def test_student_reaches_the_teacher_under_every_law_of_kappa(kappa):
-    means, deviations = distilled(kappa)
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("kappa", [(1, 1), (4.5, 4.5), (2, 5), (1, 4), (0.5, 4), (0.5, 3)])
+def test_student_reaches_the_teacher_under_every_law_of_kappa(kappa, per_sample):
+    means, deviations = distilled(kappa, per_sample=per_sample)
     assert (means - MEANS).abs().max() < 0.01
     assert (deviations - DEVIATION).abs().max() < 0.01
 

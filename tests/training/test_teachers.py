@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
+from training.adapter import halve_frozen_weights
 from training.backbones.stable_diffusion import StableDiffusion
 from training.config import Lora
-from training.distill import halve_frozen_weights
 from training.errors import UserError
 from training.guidance import guided
 from training.losses import lora_loss
@@ -28,24 +28,25 @@ def batch(backbone):
 
 @pytest.mark.parametrize("targets", [["to_q", "to_v"], "all-linear-and-conv"])
 def test_lora_learns_and_the_teacher_stays(backbone, batch, targets):
-    plain = copy.deepcopy(backbone.unet)
+    plain = copy.deepcopy(backbone.network)
     expected = backbone.predict(plain, *batch)
-    teachers = Teachers(backbone.unet, Lora(rank=2, alpha=4, targets=targets), backbone.predict)
+    teachers = Teachers(backbone.network, Lora(rank=2, alpha=4, targets=targets), backbone.predict)
     optimizer = torch.optim.AdamW(teachers.parameters(), lr=1e-2)
     for _ in range(2):  # the second step reaches lora_A too, which starts behind a zero lora_B
-        loss = lora_loss(teachers.lora(*batch), torch.zeros_like(batch[0]), torch.ones(()))
+        loss = lora_loss(teachers.lora_in_training(*batch), torch.zeros_like(batch[0]), torch.ones(()))
         loss.backward()
         assert any(weight.grad is not None and weight.grad.any() for weight in teachers.parameters())
         optimizer.step()
     assert all(weight.grad.any() for weight in teachers.parameters())
     assert torch.equal(teachers.frozen(*batch), expected)
     assert not torch.equal(teachers.lora(*batch), expected)
+    assert torch.equal(teachers.lora(*batch), teachers.lora_in_training(*batch).detach())
 
 
 def test_asking_the_frozen_teacher_before_backward_would_not_cost_the_gradient(backbone, batch):
     """The trap itself: adapter off between forward and backward. Ours is off only inside `frozen`."""
-    teachers = Teachers(backbone.unet, Lora(rank=2, alpha=2), backbone.predict)
-    loss = teachers.lora(*batch).square().mean()
+    teachers = Teachers(backbone.network, Lora(rank=2, alpha=2), backbone.predict)
+    loss = teachers.lora_in_training(*batch).square().mean()
     frozen = teachers.frozen(*batch)
     assert not frozen.requires_grad
     loss.backward()
@@ -53,8 +54,8 @@ def test_asking_the_frozen_teacher_before_backward_would_not_cost_the_gradient(b
 
 
 def test_adapter_is_fp32_over_a_bf16_network(backbone):
-    halve_frozen_weights(backbone.unet)
-    teachers = Teachers(backbone.unet, Lora(rank=2, alpha=2), backbone.predict)
+    halve_frozen_weights(backbone.network)
+    teachers = Teachers(backbone.network, Lora(rank=2, alpha=2), backbone.predict)
     assert {weight.dtype for weight in teachers.parameters()} == {torch.float32}
     trainable = {name for name, weight in teachers.network.named_parameters() if weight.requires_grad}
     assert trainable and all("lora_" in name for name in trainable)
@@ -62,15 +63,15 @@ def test_adapter_is_fp32_over_a_bf16_network(backbone):
 
 def test_unknown_target_is_a_sentence(backbone):
     with pytest.raises(UserError, match="no layer ends in `to_w`; this network has .*to_q"):
-        Teachers(backbone.unet, Lora(targets=["to_w"]), backbone.predict)
+        Teachers(backbone.network, Lora(targets=["to_w"]), backbone.predict)
 
 
 def test_guidance_in_one_call_is_guidance_in_two(backbone, batch):
     x_t, t, text = batch
-    null = backbone.encode([""]).expand_as(text)
+    null = backbone.encode([""]).repeat(len(text))
 
     def predict(*arguments):
-        return backbone.predict(backbone.unet, *arguments)
+        return backbone.predict(backbone.network, *arguments)
 
     with torch.no_grad():
         expected = predict(x_t, t, null) + 3.5 * (predict(x_t, t, text) - predict(x_t, t, null))

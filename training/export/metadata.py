@@ -3,32 +3,101 @@
 import datetime
 import hashlib
 import json
+import os
+import re
+from pathlib import Path
+
+import yaml
 
 from ..config import Config, to_dict
+from .families import SD1, Family, Layout
+
+NO_HASH = "0x" + "0" * 64
+IMPLEMENTATIONS = {
+    "checkpoint": "https://github.com/Stability-AI/generative-models",
+    "unet": "https://github.com/Stability-AI/generative-models",
+    "transformer": "diffusers",
+    "lora": "diffusers",
+}
+LICENCE_UNKNOWN = "see the licence of the base model"
 
 
-def metadata(config: Config, title: str, resolution: str) -> dict[str, str]:
-    """Safetensors metadata (strings only). resolution: pixels, "512x512".
+def metadata(
+    config: Config,
+    title: str,
+    resolution: str,
+    family: Family = SD1,
+    layout: Layout = "checkpoint",
+    prediction: str = "epsilon",
+    licence: str = LICENCE_UNKNOWN,
+) -> dict[str, str]:
+    """Safetensors metadata (strings only). resolution: pixels, "512x512"; prediction: epsilon or v_prediction.
 
     `snoopi.start_timestep`, `snoopi.start_noise` and `snoopi.prediction` tell a sampler how the student starts.
+    `modelspec.hash_sha256` is zeros until `write_hash` has seen the file.
     """
     described = json.dumps(to_dict(config), sort_keys=True).encode()
+    timestep, noise = config.start.timestep, config.start.noise
     return {
+        "format": "pt",  # transformers and diffusers ask for it
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": "stable-diffusion-v1",
-        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "modelspec.architecture": family.architecture + ("/lora" if layout == "lora" else ""),
+        "modelspec.implementation": IMPLEMENTATIONS[layout],
         "modelspec.title": title,
         "modelspec.resolution": resolution,
         "modelspec.description": "One-step text-to-image student, distilled by PG-SB (SNOOPI, arXiv 2412.02687).",
+        "modelspec.author": "trained with ComfyUI-SNOOPI",
         "modelspec.date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "modelspec.prediction_type": "epsilon",
-        "modelspec.usage_hint": f"One step from timestep {config.start.timestep}, {config.start.noise} noise, CFG 1.",
+        "modelspec.hash_sha256": NO_HASH,
+        "modelspec.license": licence,
+        "modelspec.prediction_type": "epsilon" if prediction == "epsilon" else "v",
+        "modelspec.timestep_range": f"{timestep},{timestep}",
+        "modelspec.usage_hint": f"One step from timestep {timestep}, {noise} noise, CFG 1.",
         "snoopi.format": "1",
-        "snoopi.start_timestep": str(config.start.timestep),
-        "snoopi.start_noise": config.start.noise,
-        "snoopi.prediction": "epsilon",
+        "snoopi.backbone": config.backbone,
+        "snoopi.preset": family.preset,
+        "snoopi.start_timestep": str(timestep),
+        "snoopi.start_noise": noise,
+        "snoopi.prediction": prediction,
         "snoopi.kappa_min": str(config.kappa[0]),
         "snoopi.kappa_max": str(config.kappa[1]),
+        "snoopi.alpha": str(family.alpha),
         "snoopi.config_sha256": hashlib.sha256(described).hexdigest(),
         "snoopi.base_model": config.teacher,
+        "snoopi.base_model_license": licence,
     }
+
+
+def write_hash(path: Path) -> str:
+    """Puts the SHA-256 of a safetensors file's tensor data into its header, in place of NO_HASH; returns it."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(length)
+        found = "0x" + hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(8)
+        file.write(header.replace(NO_HASH.encode(), found.encode(), 1))
+        file.flush()
+        os.fsync(file.fileno())
+    return found
+
+
+def licence_of(model: str) -> str:
+    """The licence that a model's card (README.md of its folder or of the hub's cache) names, else where to look."""
+    card = Path(model) / "README.md"
+    if not Path(model).exists():
+        import huggingface_hub
+
+        try:
+            found = huggingface_hub.try_to_load_from_cache(model, "README.md")
+        except ValueError:  # no name that a hub could have
+            found = None
+        if not isinstance(found, str):
+            return LICENCE_UNKNOWN
+        card = Path(found)
+    try:
+        front = re.match(r"---\s*\n(.*?)\n---", card.read_text(errors="replace"), re.DOTALL)
+        entry = yaml.safe_load(front[1]) if front else None
+    except (OSError, yaml.YAMLError):
+        entry = None
+    licence = entry.get("license") if isinstance(entry, dict) else None
+    return licence if isinstance(licence, str) and licence.strip() else LICENCE_UNKNOWN

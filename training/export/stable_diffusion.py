@@ -1,7 +1,7 @@
 """Stable Diffusion from diffusers' names to the original layout that ComfyUI's CheckpointLoaderSimple reads.
 
 Names only, derived from the keys themselves, so UNets and autoencoders of any depth and width are covered. Knows
-neither runs nor files.
+neither runs nor files. The text encoder of SD 2.x is in open_clip.py.
 """
 
 import re
@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from . import open_clip
 
 UNET, TEXT, VAE = "model.diffusion_model.", "cond_stage_model.transformer.text_model.", "first_stage_model."
+OPEN_CLIP = "cond_stage_model.model."  # SD 2.x's text encoder, instead of TEXT
 LATENT_SCALE = 0.18215  # by which ComfyUI divides every SD 1.x latent before its autoencoder sees it
 
 UNET_ENDS = {
@@ -39,17 +41,25 @@ VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "t
 def stable_diffusion_checkpoint(
     unet: dict[str, Tensor], vae: dict[str, Tensor], text_encoder: dict[str, Tensor], scaling_factor: float
 ) -> dict[str, Tensor]:
-    """One SD 1.x single-file checkpoint from three diffusers/transformers state dicts.
+    """One SD 1.x or 2.x single-file checkpoint from three diffusers/transformers state dicts.
 
     vae: of AutoencoderKL or AutoencoderTiny (told apart by their keys); scaling_factor: the `vae.config` value, by
     which diffusers divides latents. Raises UserError for an AutoencoderKL whose factor ComfyUI would not use.
     """
-    names = unet_names(unet)
-    checkpoint = {UNET + names[key]: tensor for key, tensor in unet.items()}
+    checkpoint = unet_state(unet)
     checkpoint |= {VAE + key: tensor for key, tensor in autoencoder_state(vae, scaling_factor).items()}
     # transformers >= 5.6 leaves out text_model., the original layout wants it
-    checkpoint |= {TEXT + key.removeprefix("text_model."): tensor for key, tensor in text_encoder.items()}
-    return checkpoint
+    text_encoder = {key.removeprefix("text_model."): tensor for key, tensor in text_encoder.items()}
+    tokens = text_encoder.get("embeddings.token_embedding.weight")
+    if tokens is not None and tokens.shape[1] == open_clip.WIDTH:
+        return checkpoint | {OPEN_CLIP + key: tensor for key, tensor in open_clip.open_clip_state(text_encoder).items()}
+    return checkpoint | {TEXT + key: tensor for key, tensor in text_encoder.items()}
+
+
+def unet_state(unet: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The UNet below `model.diffusion_model.`, as ComfyUI's UNETLoader and diffusers' from_single_file both read it."""
+    names = unet_names(unet)
+    return {UNET + names[key]: tensor for key, tensor in unet.items()}
 
 
 def unet_names(keys: Iterable[str]) -> dict[str, str]:
@@ -83,7 +93,7 @@ def autoencoder_state(state: dict[str, Tensor], scaling_factor: float) -> dict[s
         return _tiny_autoencoder(state, scaling_factor)
     if abs(scaling_factor - LATENT_SCALE) > 1e-6:
         raise UserError(
-            f"The autoencoder's scaling_factor is {scaling_factor}; an SD 1.x checkpoint can only hold {LATENT_SCALE}."
+            f"The autoencoder's scaling_factor is {scaling_factor}; an SD checkpoint can only hold {LATENT_SCALE}."
         )
     names = _autoencoder_names(state)
     converted = {}

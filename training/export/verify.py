@@ -1,15 +1,38 @@
-"""Reads an exported file back and compares what it makes with what was exported."""
+"""Reads an exported file back in diffusers, and compares what it makes with what was exported."""
 
+import copy
+from dataclasses import dataclass
 from pathlib import Path
 
+import peft
 import safetensors
+import safetensors.torch
 import torch
-from torch import nn
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
+from torch import Tensor, nn
 
-from ..backbones.stable_diffusion import StableDiffusion
+from ..backbones import LatentDiffusion
 from ..config import Start
 from ..errors import UserError
+from ..text import Text
+from .families import Layout
+from .lora import DOWN, is_lora
 from .stable_diffusion import UNET, unet_names
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file to check: its layout, the student that is in it, and for a LoRA the network below it.
+
+    path: in a folder of its own, under the name that diffusers gives its weights, so that its loaders find it.
+    """
+
+    path: Path
+    layout: Layout
+    backbone: LatentDiffusion
+    student: nn.Module
+    start: Start
+    base: nn.Module | None = None
 
 
 def load_unet(path: str | Path, network: nn.Module) -> dict[str, str]:
@@ -41,11 +64,66 @@ def load_unet(path: str | Path, network: nn.Module) -> dict[str, str]:
     return metadata
 
 
+def in_diffusers(written: Written) -> float:
+    """|x0 of the file - x0 of the student| / |x0 of the student|, the file read by diffusers' own loaders."""
+    return distance(one_step(written, _reloaded(written)), one_step(written, written.student))
+
+
+def probe(backbone: LatentDiffusion) -> tuple[Tensor, Text]:
+    """What both networks are asked: noise [1, c, h, w] and random text [1, 20, width], the same every time.
+
+    Small, to be quick; but PixArt's positions depend on the mean of the sides, which is kept.
+    """
+    channels, height, width = backbone.latent_shape()
+    config = backbone.network.config
+    if backbone.folder == "transformer" and height > 8:
+        height, width = 8, 2 * width - 8
+    elif backbone.folder == "unet":
+        height, width = min(height, 8), min(width, 8)
+    random = torch.Generator().manual_seed(0)
+    z = torch.randn((1, channels, height, width), generator=random)
+    tokens = config.caption_channels if "caption_channels" in config else config.cross_attention_dim
+    text = Text(torch.randn((1, 20, tokens), generator=random))
+    return z.to(backbone.device), text.to(backbone.device)
+
+
 @torch.no_grad()
-def relative_difference(path: Path, backbone: StableDiffusion, exported: nn.Module, start: Start) -> float:
-    """|x0 of the file - x0 of the student| / |x0 of the student|, for one one-step latent. Overwrites backbone.unet."""
-    load_unet(path, backbone.unet)
-    z = torch.randn((1, *backbone.latent_shape()), generator=torch.Generator().manual_seed(0)).to(backbone.device)
-    text = backbone.encode(["a photo"])
-    before, after = (backbone.one_step(net, z, text, start.timestep, start.noise) for net in (exported, backbone.unet))
-    return ((after - before).norm() / before.norm()).item()
+def one_step(written: Written, network: nn.Module) -> Tensor:
+    """x0 [1, c, h, w] of the probe."""
+    z, text = probe(written.backbone)
+    return written.backbone.one_step(network, z, text, written.start.timestep, written.start.noise)
+
+
+def _reloaded(written: Written) -> nn.Module:
+    """The file as a diffusers network, by the way that diffusers' users take."""
+    if written.layout == "lora":
+        return _with_lora(copy.deepcopy(written.base), written.path)
+    folder, network_class = written.path.parent, written.backbone.network_class
+    written.student.save_config(folder)
+    if written.layout == "transformer":
+        found = network_class.from_pretrained(folder)
+    else:
+        found = network_class.from_single_file(str(written.path), config=str(folder), local_files_only=True)
+    return found.float().to(written.backbone.device).eval()
+
+
+def _with_lora(base: nn.Module, path: Path) -> nn.Module:
+    if not hasattr(base, "load_lora_adapter"):  # diffusers has no LoRA loader for PixArt; peft is what its users take
+        state = safetensors.torch.load_file(path)
+        rank = next(len(tensor) for key, tensor in state.items() if key.endswith(DOWN))
+        layers = [key.removeprefix("base_model.model.").removesuffix(DOWN) for key in state if key.endswith(DOWN)]
+        wrapped = peft.get_peft_model(base, peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=layers))
+        missing = peft.set_peft_model_state_dict(wrapped, state)
+        if missing.unexpected_keys or not is_lora(state):
+            raise UserError(f"{path} was not read back as a LoRA; nothing was kept.")
+        return wrapped.eval()
+    state, alphas = StableDiffusionLoraLoaderMixin.lora_state_dict(str(path))
+    StableDiffusionLoraLoaderMixin.load_lora_into_unet(state, network_alphas=alphas, unet=base)
+    return base.eval()
+
+
+def distance(found: Tensor, wanted: Tensor) -> float:
+    """|found - wanted| / |wanted|."""
+    if found.shape != wanted.shape:
+        return float("inf")
+    return ((found.float() - wanted.float()).norm() / wanted.float().norm()).item()

@@ -15,6 +15,7 @@ from ..backbones.stable_diffusion import StableDiffusion
 from ..distill import distill
 from ..export import export
 from ..export.verify import load_unet
+from ..text import Text
 from ..warm_start import ddim_sample
 from . import autoencoder, detector, teacher, text, weights
 from .measurement import ALPHA, accuracy_captions, matches, share_of_colors
@@ -58,13 +59,14 @@ def teacher_accuracy(backbone: StableDiffusion, scale: float, count: int = PICTU
     null = backbone.encode([""])
 
     def predict(x, t, words):
-        return backbone.predict(backbone.unet, x, t, words)
+        return backbone.predict(backbone.network, x, t, words)
 
     latents = []
     for first in tqdm(range(0, count, 50), desc=f"teacher, {TEACHER_STEPS} steps, CFG {scale:g}"):
         words = embeddings[[where[caption] for caption in captions[first : first + 50]]]
         part = noise[first : first + 50]
-        latents.append(ddim_sample(backbone.sampler, predict, part, words, null.expand_as(words), TEACHER_STEPS, scale))
+        empty = null.repeat(len(words))
+        latents.append(ddim_sample(backbone.sampler, predict, part, words, empty, TEACHER_STEPS, scale))
     readings = detector.read(backbone.decode(torch.cat(latents)))
     return sum(matches(reading, caption) for reading, caption in zip(readings, captions, strict=True)) / count
 
@@ -73,10 +75,10 @@ def teacher_accuracy(backbone: StableDiffusion, scale: float, count: int = PICTU
 def student_pictures(backbone: StableDiffusion, student, start, captions: list[str], seed: int = 0) -> list:
     """Readings of one picture a caption, by one step."""
     noise = torch.randn(len(captions), *backbone.latent_shape(), generator=torch.Generator().manual_seed(seed))
-    words = {caption: backbone.encode([caption])[0] for caption in sorted(set(captions))}
+    words = {caption: backbone.encode([caption]) for caption in sorted(set(captions))}
     latents = []
     for first in range(0, len(captions), 50):
-        embeddings = torch.stack([words[caption] for caption in captions[first : first + 50]])
+        embeddings = Text.join(*(words[caption] for caption in captions[first : first + 50]))
         latents.append(backbone.one_step(student, noise[first : first + 50], embeddings, start.timestep, start.noise))
     return detector.read(backbone.decode(torch.cat(latents)))
 

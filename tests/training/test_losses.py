@@ -1,0 +1,61 @@
+"""The losses against their equations, and CLIP's gradient through the decoder."""
+
+import pytest
+import torch
+
+from training.backbones import load_backbone
+from training.clip import ClipEmbeddings
+from training.config import Clip
+from training.errors import UserError
+from training.losses import clamped_clip_loss, linear_decay, lora_loss, vsd_loss
+
+
+def test_vsd_gradient_is_the_weighted_score_difference():
+    x0, teacher, lora = (torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(n)) for n in range(3))
+    x0.requires_grad_()
+    weight = torch.tensor([0.1, 0.5, 2.0]).view(3, 1, 1, 1)
+    vsd_loss(x0, teacher, lora, weight).backward()
+    torch.testing.assert_close(x0.grad, weight * (teacher - lora) / x0.numel(), rtol=1e-4, atol=1e-7)
+
+
+def test_lora_loss_is_the_weighted_mean_square():
+    eps, noise = torch.zeros(2, 1, 1, 2), torch.tensor([[[[1.0, 3.0]]], [[[2.0, 0.0]]]])
+    assert lora_loss(eps, noise, torch.tensor([1.0, 10.0]).view(2, 1, 1, 1)).item() == (1 + 9 + 40 + 0) / 4
+
+
+def test_clip_loss_is_zero_beyond_the_margin_and_pulls_below_it():
+    image = torch.tensor([[1.0, 0.0], [3.0, 4.0], [0.0, -1.0]], requires_grad=True)
+    text = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])  # cosines 1, .8, -1
+    loss = clamped_clip_loss(image, text, 0.9)
+    assert loss.item() == pytest.approx(0 + 0.1 + 1.9)
+    loss.backward()
+    assert not image.grad[0].any() and image.grad[1].any()
+    assert clamped_clip_loss(image[:0], text[:0], 0.9).item() == 0
+
+
+def test_the_clip_weight_falls_linearly():
+    assert [linear_decay(0.1, 0.0, step, 5) for step in range(6)] == pytest.approx([0.1, 0.075, 0.05, 0.025, 0, 0])
+    assert linear_decay(0.1, 0.0, 0, 1) == 0.1
+
+
+def test_latents_follow_clip_through_the_decoder(teacher, clip):
+    backbone = load_backbone("stable_diffusion", str(teacher))
+    embeddings = ClipEmbeddings(Clip(model=str(clip), decoder=str(teacher / "vae")), backbone)
+    latents = torch.randn((2, 4, 4, 4), generator=torch.Generator().manual_seed(0)).requires_grad_()
+    optimizer, losses = torch.optim.Adam([latents], lr=0.5), []
+    for _ in range(8):
+        loss = clamped_clip_loss(*embeddings(latents, ["red", "a circle"]), margin=1.0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.01
+    assert all(weight.grad is None for weight in embeddings.model.parameters())
+
+
+def test_a_clip_that_is_not_there_is_a_sentence(teacher, clip, tmp_path):
+    backbone = load_backbone("stable_diffusion", str(teacher))
+    with pytest.raises(UserError, match="Cannot load clip.model"):
+        ClipEmbeddings(Clip(model=str(tmp_path), decoder=None), backbone)
+    with pytest.raises(UserError, match="Cannot load clip.decoder"):
+        ClipEmbeddings(Clip(model=str(clip), decoder=str(tmp_path)), backbone)

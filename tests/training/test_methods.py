@@ -1,0 +1,203 @@
+"""Every method is settings of the one loop: what each changes, on both backbones. Random weights: wiring only."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from training import config, distill, guidance
+from training.backbones import load_backbone
+from training.checkpoint import load_newest
+from training.config import parse
+from training.encode import encode_prompts
+from training.errors import UserError
+from training.losses import clamped_clip_loss
+from training.runs import open_run
+from training.student import plain_student
+
+CONFIGS = Path(config.__file__).parent / "configs"
+
+
+@pytest.fixture
+def short(settings):
+    """Two VSD steps and nothing before."""
+    return settings | {
+        "steps": 2,
+        "warm_start": None,
+        "student": {"learning_rate": 1e-3},
+        "lora": {"rank": 2, "alpha": 2, "initial_steps": 0},
+    }
+
+
+@pytest.fixture
+def everything(short, pixart, clip, tmp_path):
+    """All that a step can have, on PixArt: NASA-T, CLIP, a LoRA student, an average on the CPU, parts of a batch."""
+    (tmp_path / "negatives.txt").write_text("ugly\nblurry\n")
+    return short | {
+        "backbone": "pixart",
+        "teacher": str(pixart),
+        "start": {"timestep": 400, "noise": "vp"},
+        "batch_size": 4,
+        "micro_batch": 2,
+        "kappa_per": "sample",
+        "gradient_checkpointing": True,
+        "nasa": {"prompts": str(tmp_path / "negatives.txt")},
+        "clip": {"model": str(clip), "decoder": None, "one_in": 2},
+        "student": {"learning_rate": 1e-3, "lora": {"rank": 2}, "ema_decay": 0.9, "ema_device": "cpu"},
+    }
+
+
+def lines(settings: dict) -> list[dict]:
+    return [json.loads(line) for line in Path(settings["output"], "metrics.jsonl").read_text().splitlines()]
+
+
+def test_everything_at_once_resumes_to_the_same_bits(everything, tmp_path):
+    distill.distill(parse(everything))
+    whole = load_newest(tmp_path / "run")
+    other = everything | {"output": str(tmp_path / "stopped")}
+    with pytest.raises(KeyboardInterrupt):
+        distill.distill(parse(other), stop=lambda: True)
+    distill.distill(parse(other), resume=True)
+    again = load_newest(tmp_path / "stopped")
+    for role in ("student", "ema", "lora"):
+        assert whole.weights[role].keys() == again.weights[role].keys()
+        assert all(torch.equal(value, again.weights[role][key]) for key, value in whole.weights[role].items()), role
+    assert all("lora_" in key for key in whole.weights["student"])
+    assert any(not torch.equal(whole.weights["ema"][key], value) for key, value in whole.weights["student"].items())
+    wanted = {"alpha", "kappa", "clip_loss", "vsd_loss", "lora_loss", "score_gap", "memory_gib", "x0_mean", "x0_std"}
+    assert wanted <= lines(everything)[-1].keys()
+
+    run = open_run(tmp_path / "run")
+    backbone = load_backbone("pixart", everything["teacher"])
+    merged = plain_student(backbone, run.config.student, run.weights(average=False))
+    assert merged.state_dict().keys() == backbone.network.state_dict().keys()
+    before = backbone.network.state_dict()
+    changed = [key for key, value in merged.state_dict().items() if not torch.equal(value, before[key])]
+    assert changed and all(".attn" in key for key in changed)
+
+
+def test_nasa_t_steers_student_and_teacher_but_not_the_lora(everything, monkeypatch):
+    """The frozen teacher's CFG goes away from the negative prompt, the LoRA teacher's from the null prompt."""
+    seen, alphas = [], []
+
+    def guided(predict, x_t, t, text, null, kappa):
+        seen.append((predict.__name__, null.mask.sum(1).tolist()))
+        return guidance.guided(predict, x_t, t, text, null, kappa)
+
+    def arguments(network, negative, alpha, mask):
+        alphas.append(alpha)
+        assert mask.sum(1).tolist() == [2] * len(mask)  # a word and the end
+        return real(network, negative, alpha, mask)
+
+    real = distill.nasa_arguments
+    monkeypatch.setattr(distill, "guided", guided)
+    monkeypatch.setattr(distill, "nasa_arguments", arguments)
+    distill.distill(parse(everything))
+    assert {where for name, where in ((name, tuple(null)) for name, null in seen) if name == "frozen"} == {(2, 2)}
+    assert {tuple(null) for name, null in seen if name == "lora"} == {(1, 1)}
+    assert len(set(alphas)) == 2 and all(0 <= alpha <= 1 for alpha in alphas)
+
+
+@pytest.mark.parametrize(
+    "cfg_on, fixed, expected",
+    [("both", 1.0, (3, 3)), ("teacher", 4.5, (3, 4.5)), ("lora", 4.5, (4.5, 3)), ("none", 4.5, (4.5, 4.5))],
+)
+def test_the_four_cells_of_table_2(short, monkeypatch, cfg_on, fixed, expected):
+    seen = {}
+
+    def guided(predict, x_t, t, text, null, kappa):
+        seen[predict.__name__] = float(kappa)
+        return guidance.guided(predict, x_t, t, text, null, kappa)
+
+    monkeypatch.setattr(distill, "guided", guided)
+    distill.distill(parse(short | {"kappa": [3, 3], "cfg_on": cfg_on, "fixed_kappa": fixed, "steps": 1}))
+    assert (seen["frozen"], seen["lora"]) == expected
+
+
+def test_the_clip_loss_takes_one_sample_in_so_many_and_fades(short, clip, monkeypatch):
+    counts = []
+
+    def counted(images, texts, margin):
+        counts.append(len(images))
+        return clamped_clip_loss(images, texts, margin)
+
+    monkeypatch.setattr(distill, "clamped_clip_loss", counted)
+    with_clip = {"clip": {"model": str(clip), "decoder": None, "one_in": 4, "margin": 1.0}, "batch_size": 8}
+    distill.distill(parse(short | with_clip | {"micro_batch": 2}))
+    assert counts == [1, 1] * 2  # of four parts of two rows, the first and the third
+    assert all(line["clip_loss"] > 0 for line in lines(short))
+
+
+def test_a_student_may_start_elsewhere(short, tmp_path):
+    from conftest import make_teacher
+
+    torch.manual_seed(1)
+    other = make_teacher(tmp_path / "other")
+    narrow = make_teacher(tmp_path / "narrow", width=64)
+    backbone = load_backbone("stable_diffusion", short["teacher"])
+    started = {"learning_rate": 1e-9, "start_from": str(other)}
+    distill.distill(parse(short | {"student": started, "steps": 1}))
+    expected = load_backbone("stable_diffusion", str(other)).network.state_dict()
+    found = load_newest(tmp_path / "run").weights["student"]
+    assert all(torch.allclose(found[key], expected[key], atol=1e-7) for key in expected)
+    with pytest.raises(UserError, match="has other layers than the teacher"):
+        plain_student(backbone, parse(short | {"student": started | {"start_from": str(narrow)}}).student, {})
+
+
+def test_what_is_not_installed_is_a_sentence(short):
+    for change, sentence in (
+        ({"optimizer": "adamw_8bit"}, "needs bitsandbytes"),
+        ({"tracker": "wandb"}, "wandb, but it is not installed"),
+        ({"tracker": "abacus"}, "tracker is 'abacus'; allowed is one of"),
+    ):
+        try:
+            __import__({"adamw_8bit": "bitsandbytes"}.get(change.get("optimizer"), change.get("tracker") or ""))
+        except ImportError:
+            with pytest.raises(UserError, match=sentence):
+                distill.distill(parse(short | change))
+
+
+def test_shipped_configs_are_table_6_and_its_ablations():
+    loaded = {path.stem: config.load(path) for path in CONFIGS.rglob("*.yaml")}
+    for name, steps, kappa in (("sd15", 60_000, (0.5, 4)), ("sd21", 40_000, (0.5, 4)), ("pixart", 60_000, (0.5, 3))):
+        row = loaded[name]
+        assert (row.batch_size, row.steps, row.mixed_precision, row.kappa) == (64, steps, "bf16", kappa)
+        assert (row.clip.weight, row.clip.margin, row.cfg_on, row.nasa) == (0.1, 0.37, "both", None)
+        assert (row.student.learning_rate, row.lora.learning_rate) == (1e-6, 1e-3)
+        assert (row.lora.rank, row.lora.alpha, row.lora.updates) == (64, 128, 1)
+    assert loaded["swiftbrush"].kappa[0] == loaded["swiftbrush"].kappa[1]
+    assert loaded["two_time_scale"].lora.updates == 5 and loaded["two_time_scale"].kappa == loaded["swiftbrush"].kappa
+    assert {cell: loaded[f"table2_{cell}"].cfg_on for cell in ("none", "teacher", "lora", "both")} == {
+        cell: cell for cell in ("none", "teacher", "lora", "both")
+    }
+    assert loaded["nasa_t"].nasa.alpha == (0, 1) and loaded["nasa_t"].backbone == "pixart"
+
+
+def test_encoded_prompts_spare_the_text_encoder(everything, tmp_path, monkeypatch):
+    settings = parse(everything | {"encoded_prompts": str(tmp_path / "encoded")})
+    encode_prompts(settings)
+    monkeypatch.setattr("transformers.T5EncoderModel.from_pretrained", lambda *_, **__: pytest.fail("loaded T5"))
+    distill.distill(settings)
+    assert [line["step"] for line in lines(everything)] == [1, 2]
+
+
+def test_adam_in_8_bits_resumes_to_the_same_bits(short, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    settings = short | {"optimizer": "adamw_8bit"}
+    distill.distill(parse(settings))
+    with pytest.raises(KeyboardInterrupt):
+        distill.distill(parse(settings | {"output": str(tmp_path / "other")}), stop=lambda: True)
+    distill.distill(parse(settings | {"output": str(tmp_path / "other")}), resume=True)
+    whole, again = load_newest(tmp_path / "run").weights, load_newest(tmp_path / "other").weights
+    assert all(torch.equal(whole[role][key], again[role][key]) for role in whole for key in whole[role])
+
+
+def test_tensorboard_gets_figures_and_pictures(short, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    distill.distill(parse(short | {"tracker": "tensorboard"}))
+    read = EventAccumulator(str(next((tmp_path / "run/snoopi").glob("*tfevents*"))))
+    read.Reload()
+    assert read.Tags()["images"] == ["samples"] and {"vsd_loss", "kappa", "score_gap"} <= set(read.Tags()["scalars"])

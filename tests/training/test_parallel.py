@@ -1,0 +1,92 @@
+"""Several processes, and several parts of a batch, against one process that computes the batch at once."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from training.backbones import load_backbone
+from training.checkpoint import load_newest
+from training.config import parse
+from training.distill import distill
+from training.errors import UserError
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def batch_of_eight(settings):
+    """Every phase and every draw that a sample has of its own."""
+    return settings | {
+        "batch_size": 8,
+        "steps": 3,
+        "kappa_per": "sample",
+        "student": {"learning_rate": 1e-6, "betas": [0, 0.99], "ema_decay": 0.9},
+        "warm_start": {"steps": 1, "pairs": 8, "sampler_steps": 2},
+        "lora": {"rank": 2, "alpha": 2, "updates": 2, "initial_steps": 1, "learning_rate": 1e-2, "betas": [0, 0.99]},
+    }
+
+
+def launch(settings: dict, folder: Path, processes: int) -> subprocess.CompletedProcess:
+    config = folder / "config.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=29531"]
+    command += ["-m", "training", "distill", str(config)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=900)
+
+
+def apart(one: dict, other: dict, origin: dict | None = None) -> float:
+    """|one - other| / |one - origin| over all tensors of a state dict."""
+    difference = sum((one[key] - other[key]).double().square().sum() for key in one)
+    way = sum((one[key] - (origin[key] if origin else 0)).double().square().sum() for key in one)
+    assert way > 0
+    return float((difference / way).sqrt())
+
+
+def gradients(optimizer: dict) -> dict:
+    """What AdamW with beta1 0 keeps of the last gradients."""
+    return {index: state["exp_avg"] for index, state in optimizer["state"].items()}
+
+
+def assert_same_training(one: Path, other: Path, teacher: str):
+    """The last gradients alike to fp32 rounding; the weights too, but Adam enlarges the rounding of tiny gradients."""
+    start = load_backbone("stable_diffusion", teacher).network.state_dict()
+    first, second = load_newest(one), load_newest(other)
+    found = {role: apart(first.weights[role], second.weights[role], start) for role in ("student", "ema")}
+    found["lora"] = apart(first.weights["lora"], second.weights["lora"])
+    assert max(found.values()) < 1e-2, found
+    pairs = {role: (gradients(first.optimizers[role]), gradients(second.optimizers[role])) for role in first.optimizers}
+    found = {role: apart(*pair) for role, pair in pairs.items()}
+
+    assert max(found.values()) < 2e-5, found
+
+
+def test_two_processes_train_as_one(batch_of_eight, tmp_path):
+    distill(parse(batch_of_eight | {"output": str(tmp_path / "one")}))
+    done = launch(batch_of_eight | {"output": str(tmp_path / "two")}, tmp_path, 2)
+    assert done.returncode == 0, done.stderr[:6000]
+    assert_same_training(tmp_path / "one", tmp_path / "two", batch_of_eight["teacher"])
+    assert len((tmp_path / "two/metrics.jsonl").read_text().splitlines()) == 5  # by the first process alone
+
+
+@pytest.mark.parametrize("change", [{"micro_batch": 2}, {"gradient_checkpointing": True}])
+def test_accumulated_or_recomputed_gradients_are_the_same(batch_of_eight, tmp_path, change):
+    distill(parse(batch_of_eight | {"output": str(tmp_path / "one")}))
+    distill(parse(batch_of_eight | {"output": str(tmp_path / "two")} | change))
+    assert_same_training(tmp_path / "one", tmp_path / "two", batch_of_eight["teacher"])
+
+
+def test_a_mistake_stops_every_process_with_one_sentence(batch_of_eight, tmp_path):
+    done = launch(batch_of_eight | {"batch_size": 5}, tmp_path, 2)
+    assert done.returncode != 0
+    assert "batch_size is 5; 2 processes share it" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_micro_batch_must_divide_the_share(batch_of_eight):
+    with pytest.raises(UserError, match="batch_size is 8; it must be a multiple of micro_batch, 3"):
+        distill(parse(batch_of_eight | {"micro_batch": 3}))

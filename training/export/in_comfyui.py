@@ -1,0 +1,74 @@
+"""Runs inside ComfyUI's own interpreter, never in the trainer: loads an exported file and makes one step with it.
+
+    python -c "$(cat in_comfyui.py)" REQUEST.json
+
+The request names the checkout, the file, its layout, the start, and two .npz files: inputs (z, text, and for a whole
+checkpoint latent and tokens) and outputs (x0, picture, text).
+"""
+
+import json
+import sys
+
+with open(sys.argv[1], encoding="utf-8") as file:
+    REQUEST = json.load(file)
+# fp32 everywhere, so that what differs is the file and not the arithmetic
+sys.argv = ["main.py", "--cpu", "--force-fp32", "--fp32-vae", "--fp32-text-enc"]
+sys.path.insert(0, REQUEST["comfyui"])
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+
+import comfy.model_management  # noqa: E402
+import comfy.model_sampling  # noqa: E402
+import comfy.sd  # noqa: E402
+import comfy.utils  # noqa: E402
+import numpy  # noqa: E402
+import torch  # noqa: E402
+
+PREDICTIONS = {"epsilon": comfy.model_sampling.EPS, "v_prediction": comfy.model_sampling.V_PREDICTION}
+
+
+def load():
+    """The model patcher, text encoder and autoencoder; the last two only for a checkpoint."""
+    clip = vae = None
+    if REQUEST["layout"] == "checkpoint":
+        model, clip, vae = comfy.sd.load_checkpoint_guess_config(REQUEST["file"], output_vae=True, output_clip=True)[:3]
+    else:
+        model = comfy.sd.load_diffusion_model(REQUEST["base"] or REQUEST["file"])
+    if REQUEST["layout"] == "lora":
+        lora = comfy.utils.load_torch_file(REQUEST["file"], safe_load=True)
+        model, _ = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)
+    return model, clip, vae
+
+
+@torch.inference_mode()
+def main():
+    given = {name: torch.from_numpy(array) for name, array in numpy.load(REQUEST["inputs"]).items()}
+    model, clip, vae = load()
+    comfy.model_management.load_models_gpu([model])
+    network, sampling = model.model, model.model.model_sampling
+    prediction = next((name for name, kind in PREDICTIONS.items() if isinstance(sampling, kind)), "another")
+    if prediction != REQUEST["prediction"]:  # what a stock loader guessed wrong, a node sets right
+        right = type("Right", (comfy.model_sampling.ModelSamplingDiscrete, PREDICTIONS[REQUEST["prediction"]]), {})
+        network.model_sampling = sampling = right(model.model.model_config)
+    sigma = sampling.sigmas[REQUEST["timestep"]].view(1)
+    x = sampling.noise_scaling(sigma, given["z"].clone(), torch.zeros_like(given["z"]), REQUEST["noise"] == "unit")
+    found = {"x0": network.apply_model(x, sigma, c_crossattn=given["text"]).float().numpy()}
+    if vae is not None:
+        found["picture"] = vae.decode(network.latent_format.process_out(given["latent"])).float().numpy()
+    if clip is not None:
+        kind = next(iter(clip.tokenize("a")))
+        tokens = {kind: [[(int(token), 1.0) for token in given["tokens"][0]]]}
+        found["text"] = clip.encode_from_tokens(tokens).float().numpy()
+    told = {
+        "version": getattr(__import__("comfyui_version"), "__version__", "of unknown version"),
+        "prediction": prediction,
+        "model": type(network.model_config).__name__,
+        "latent_scale": network.latent_format.scale_factor,
+    }
+    found["told"] = numpy.array(json.dumps(told))
+    numpy.savez(REQUEST["outputs"], **found)
+
+
+main()

@@ -1,0 +1,56 @@
+"""The one-step student: a copy of the teacher whose weights all train, or a LoRA over a frozen copy."""
+
+import copy
+
+import peft
+from torch import Tensor, nn
+
+from .adapter import adapter_state, add_adapter, halve_frozen_weights, load_adapter
+from .backbones import LatentDiffusion
+from .config import Student
+from .errors import UserError
+from .nasa import add_nasa
+
+
+def make_student(backbone: LatentDiffusion, settings: Student, bf16: bool = False, nasa: bool = False) -> nn.Module:
+    """The student before its first step; trainable weights in fp32, a 1e-6 update would vanish in bf16.
+
+    bf16: frozen weights (below a LoRA) in half the size. nasa: takes negative prompts. Raises UserError.
+    """
+    if settings.start_from:
+        network = backbone.load_network(settings.start_from).to(backbone.device).eval()
+        own, teachers = (
+            {name: weight.shape for name, weight in either.named_parameters()} for either in (network, backbone.network)
+        )
+        if own != teachers:
+            raise UserError(f"student.start_from: {settings.start_from} has other layers than the teacher.")
+    else:
+        network = copy.deepcopy(backbone.network)
+    if nasa:
+        add_nasa(network)
+    if settings.lora is None:
+        return network.requires_grad_(True)
+    if bf16:
+        halve_frozen_weights(network)
+    return add_adapter(network, settings.lora)
+
+
+def student_state(student: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint keeps: all weights, or the adapter's alone."""
+    return adapter_state(student) if isinstance(student, peft.PeftModel) else student.state_dict()
+
+
+def load_student(student: nn.Module, state: dict[str, Tensor]) -> None:
+    if isinstance(student, peft.PeftModel):
+        load_adapter(student, state)
+    else:
+        student.load_state_dict(state)
+
+
+def plain_student(backbone: LatentDiffusion, settings: Student, state: dict[str, Tensor]) -> nn.Module:
+    """A network without peft that holds the student of a checkpoint, a LoRA merged into the weights it started from."""
+    student = make_student(backbone, settings)
+    load_student(student, state)
+    if isinstance(student, peft.PeftModel):
+        student = student.merge_and_unload()
+    return student.requires_grad_(False).eval()
