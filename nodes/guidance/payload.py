@@ -105,30 +105,34 @@ def _sample(negatives, executor, guider, sigmas, extra_args, callback, noise, la
         steered = noise.new_tensor([1.0 if _is_positive(name, entries) else 0.0])
         payload = regions | {STEERED: comfy.conds.CONDRegular(steered)}
         guider.conds[name] = [entry | {"model_conds": entry["model_conds"] | payload} for entry in entries]
+    layout = find_layout(guider.inner_model.diffusion_model)
+    blocks_of = functools.cache(lambda model: layout.blocks(uncompiled(model.diffusion_model)))
     comfy.patcher_extension.add_wrapper_with_key(
         WrappersMP.APPLY_MODEL,
         KEY,
-        functools.partial(_apply_model, prepared),
+        functools.partial(_apply_model, prepared, layout, blocks_of),
         extra_args["model_options"],
         is_model_options=True,
     )
     return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar)
 
 
-def _apply_model(prompts, executor, x, t, c_concat, c_crossattn, control, transformer_options, **kwargs):
+def _apply_model(
+    prompts, layout, blocks_of, executor, x, t, c_concat, c_crossattn, control, transformer_options, **kwargs
+):
     """APPLY_MODEL: take the payload out of the call and steer the layers during it."""
     steered = kwargs.pop(STEERED, None)
     regions = [kwargs.pop(REGION(n), None) for n in range(len(prompts))]
     acting = [(prompt, where) for prompt, where in zip(prompts, regions, strict=True) if prompt.acts_at(t[0])]
     if steered is None or not acting:
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
-    layout = find_layout(executor.class_obj.diffusion_model)
-    steerings = _steerings(layout, acting, executor.class_obj, x, t, steered, transformer_options, kwargs)
+    model = executor.class_obj
+    steerings = _steerings(layout, blocks_of(model), acting, model, x, t, steered, transformer_options, kwargs)
     with installed(layout, steerings):
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
 
-def _steerings(layout, acting, model, x, t, steered, transformer_options, conds):
+def _steerings(layout, blocks, acting, model, x, t, steered, transformer_options, conds):
     """What every steered layer needs for this call."""
     diffusion_model, chunks = uncompiled(model.diffusion_model), transformer_options["cond_or_uncond"]
     prompts = [prompt for prompt, _ in acting]
@@ -136,8 +140,8 @@ def _steerings(layout, acting, model, x, t, steered, transformer_options, conds)
         strength if strength.ndim == 3 else layout.spread(diffusion_model, x, strength, conds)
         for strength in _strengths(acting, steered)
     ]
-    projections = [prompt.projection(layout, model, t, t.shape[0] // len(chunks)) for prompt in prompts]
-    for block, layers in layout.blocks(diffusion_model).items():
+    projections = [prompt.projection(layout, blocks, model, t, t.shape[0] // len(chunks)) for prompt in prompts]
+    for block, layers in blocks.items():
         here = [n for n, prompt in enumerate(prompts) if block in prompt.negative.blocks]
         limits = [prompts[n].negative.norm_limit for n in here if prompts[n].negative.norm_limit]
         for layer in layers if here else ():

@@ -41,21 +41,22 @@ class Prompt:
         """By the rule of comfy.samplers.get_area_and_mult; the host waits for sigma only if there is a bound."""
         return (self.start is None or bool(sigma <= self.start)) and (self.end is None or bool(sigma >= self.end))
 
-    def projection(self, layout: ModuleType, model: torch.nn.Module, t: torch.Tensor, rows: int) -> "Projection":
+    def projection(
+        self, layout: ModuleType, blocks: dict[str, list], model: torch.nn.Module, t: torch.Tensor, rows: int
+    ) -> "Projection":
         """What the layers attend to, for a call with sigmas t [batch], of which each cond has `rows`."""
         lasting = self.lasting and not layout.TEXT_CHANGES_WITH_TIME
         kept = self.negative.kept.of(self.patcher, self.dtype) if lasting else {}
         place = t.device, self.number
         if place not in kept:
-            kept[place] = self._project(layout, model, t, SHARE * self.patcher.model_size() if lasting else 0)
+            kept[place] = self._project(layout, blocks, model, t, SHARE * self.patcher.model_size() if lasting else 0)
         return kept[place].for_batch(t.shape[0], rows)
 
-    def _project(self, layout, model, t, limit):
+    def _project(self, layout, blocks, model, t, limit):
         diffusion_model = uncompiled(model.diffusion_model)
         conds = {name: cond.to(t.device) for name, cond in self.conds.items()}
         text = layout.text(diffusion_model, conds, model.model_sampling.timestep(t[:1]).float())
-        blocks = layout.blocks(diffusion_model).items()
-        layers = [layer for block, layers in blocks if block in self.negative.blocks for layer in layers]
+        layers = [layer for block in blocks if block in self.negative.blocks for layer in blocks[block]]
         return Projection(text, keys_values_within(limit, layout, layers, text))
 
     @property

@@ -71,9 +71,8 @@ def installed(layout: ModuleType, steerings: Iterable[Steering]) -> Iterator[Non
         for steering in steerings:
             for module, forward in layout.forwards(steering.layer):
                 before.append((module, module.__dict__.get("forward")))
-                module.nasa_before = module.forward
-                module.nasa = steering
-                module.forward = MethodType(forward, module)
+                # Not by setattr, which for a module takes a microsecond, times three, times 140 in SDXL.
+                module.__dict__.update(nasa_before=module.forward, nasa=steering, forward=MethodType(forward, module))
         yield
     finally:
         for module, forward in before:
