@@ -1,6 +1,7 @@
 """Runs a model as its preset says, in one step or a few, by ComfyUI's own sampler."""
 
 import dataclasses
+import functools
 
 import comfy.latent_formats
 import comfy.model_management
@@ -123,7 +124,12 @@ def check_fit(model: ModelPatcher, preset: Preset) -> None:
 def _sampling(model: ModelPatcher, preset: Preset) -> PresetSampling:
     base = model.model
     if not preset.is_flow:
-        return PREDICTIONS[preset.prediction](preset, base.model_config)
+        return _on_schedule(preset, base.model_config)
     is_trained_so = base.model_type in (ModelType.FLOW, ModelType.FLUX)
     own = 1.0 if base.model_type == ModelType.FLUX else base.model_config.sampling_settings.get("multiplier", 1000)
     return PREDICTIONS[preset.prediction](preset, own if is_trained_so else 1000)
+
+
+@functools.lru_cache(maxsize=8)  # the tables take over a millisecond, and nobody writes to them
+def _on_schedule(preset: Preset, model_config) -> PresetSampling:
+    return PREDICTIONS[preset.prediction](preset, model_config)

@@ -183,7 +183,6 @@ def test_encoded_prompts_spare_the_text_encoder(everything, tmp_path, monkeypatc
 
 
 def test_adam_in_8_bits_resumes_to_the_same_bits(short, tmp_path):
-    pytest.importorskip("bitsandbytes")
     settings = short | {"optimizer": "adamw_8bit"}
     distill.distill(parse(settings))
     with pytest.raises(KeyboardInterrupt):
@@ -194,7 +193,6 @@ def test_adam_in_8_bits_resumes_to_the_same_bits(short, tmp_path):
 
 
 def test_tensorboard_gets_figures_and_pictures(short, tmp_path):
-    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     distill.distill(parse(short | {"tracker": "tensorboard"}))

@@ -2,14 +2,13 @@
 
 import json
 
+import pyarrow
+import pyarrow.parquet as parquet
 import pytest
 
 from training import prompts as module
 from training.errors import UserError
 from training.prompts import LONGEST, digest, read_prompts, snapshot
-
-pyarrow = pytest.importorskip("pyarrow")
-parquet = pytest.importorskip("pyarrow.parquet")
 
 PROMPTS = ["a red circle", "a photo of a café", "two pets"]
 
@@ -86,7 +85,8 @@ def test_bad_prompts_can_be_skipped(tmp_path, capsys):
 @pytest.fixture
 def dataset(tmp_path, monkeypatch):
     """A dataset folder of two parquet files, with a column beside the text, and a cache folder of its own."""
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "set").mkdir()
     for part in range(2):
