@@ -104,7 +104,7 @@ def _described(file: ModelFile, backbone: str | None) -> Preset | None:
     if "preset" not in says and "start_timestep" not in says:
         return None
     presets = all_presets()
-    base = presets.get(says.get("preset", ""))
+    base = presets.get(says.get("preset", "")) or preset_by_file_name(file.name, backbone)
     if base is None:
         name = BACKBONES[backbone].fallback if backbone else "sd"
         base = dataclasses.replace(presets[name], name="from file", model="")

@@ -1,9 +1,12 @@
 """The pack in a running server, as a user's ComfyUI sees it."""
 
+import json
+import re
 import time
 
 import numpy as np
 import pytest
+import yaml
 
 from comfyui import workflow
 from comfyui.client import Interrupted, Refused
@@ -14,6 +17,16 @@ NODES = (
     "SNOOPICheckpointLoader",
 )  # fmt: skip
 WITH, WITHOUT = "With the negative prompt", "Without"
+DEMO_MODEL = "snoopi-shapes.safetensors"
+WORKFLOWS = sorted((PACK / "workflows").glob("*.json"))
+RUNNABLE = [path for path in WORKFLOWS if DEMO_MODEL in path.read_text()]
+TEMPLATES = [path for path in WORKFLOWS if path not in RUNNABLE]  # for models that the user downloads
+AUTO = "Auto finds the model (SNOOPI Checkpoint Loader)"
+PRESETS = yaml.safe_load((PACK / "nodes" / "sampling" / "presets.yaml").read_text())
+FOLDERS = {
+    "ckpt_name": "checkpoints", "unet_name": "diffusion_models", "lora_name": "loras", "vae_name": "vae",
+    "clip_name": "text_encoders",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +53,77 @@ def test_nodes_are_there_and_explain_themselves(schemas, node):
     assert len(schema["output_tooltips"]) == len(schema["output"]) and all(schema["output_tooltips"])
 
 
-@pytest.mark.parametrize("path", sorted((PACK / "workflows").glob("*.json")), ids=lambda path: path.stem)
-def test_every_workflow_runs(server, schemas, path):
+@pytest.mark.parametrize("path", RUNNABLE, ids=lambda path: path.stem)
+def test_every_workflow_of_the_demo_model_runs(server, schemas, path):
     result = server.run(workflow.load(path, schemas))
     assert result.pictures and all(shown.shape == (4, 256, 256, 3) for shown in result.pictures.values())
+    assert path.with_suffix(".jpg").is_file()
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+def test_every_template_says_which_files_go_where(schemas, path):
+    """They cannot run here: what is checked is that the note, the loaders and the preset belong together."""
+    (note,) = (node["widgets_values"][0] for node in json.loads(path.read_text())["nodes"] if "Note" in node["type"])
+    graph, files = workflow.load(path, schemas), {}
+    for node in graph.values():
+        for name, value in node["inputs"].items():
+            if name in FOLDERS:
+                files[value] = FOLDERS[name]
+                assert re.search(rf"^\d\. .*`{re.escape(value)}`.* into `models/{FOLDERS[name]}`", note, re.MULTILINE)
+            elif options := options_of(schemas[node["class_type"]], name):
+                assert value in options
+    inputs = {name: value for node in graph.values() for name, value in node["inputs"].items()}
+    preset = PRESETS[inputs["preset"]]
+    own = [name for name in files for pattern in preset["files"] if plain(pattern) in plain(name)]
+    assert own and all(files[name] in preset["folder"] for name in own)
+    side = inputs["width"]
+    assert side == inputs["height"] == preset.get("resolution", side) and f"{side} x {side}" in note
+    assert f"`{inputs['preset']}`" in note and inputs["negative"]
+    assert f"{preset['alpha']:g}" in note if "alpha" in preset else "alpha" in note
+    assert inputs["alpha"] == -1 or f"**alpha** {inputs['alpha']:g}" in note
+
+
+def options_of(schema, name):
+    """What a combo offers; None for another input."""
+    kind, *rest = (schema["input"]["required"] | schema["input"].get("optional", {}))[name]
+    return kind if isinstance(kind, list) else rest[0].get("options") if kind == "COMBO" else None
+
+
+def plain(name):
+    return re.sub(r"[-_. ]+", "-", name.lower())
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_help_page_and_its_pictures_are_served(server, node):
+    page = server.request(f"extensions/ComfyUI-SNOOPI/docs/{node}.md").decode()
+    pictures = re.findall(r"!\[.+\]\((.+)\)", page)
+    assert page.startswith("# ") and pictures
+    for picture in pictures:
+        assert server.request(f"extensions/ComfyUI-SNOOPI/docs/{picture}").startswith(b"\x89PNG")
+
+
+def test_auto_says_what_it_took(server, schemas):
+    prompt = workflow.load(PACK / "workflows" / f"{AUTO}.json", schemas)
+    prompt_id = server.queue(workflow.with_values(prompt, SNOOPIOneStepSampler={"seed": 77}))
+    server.wait(prompt_id)
+    outputs = json.loads(server.request(f"history/{prompt_id}"))[prompt_id]["outputs"]
+    said = {prompt[node_id]["class_type"]: output["text"] for node_id, output in outputs.items() if "text" in output}
+    (sampler,), (loader,) = said["SNOOPIOneStepSampler"], said["SNOOPICheckpointLoader"]
+    for sentence in (sampler, loader):
+        assert f"the file {DEMO_MODEL} says so itself. Timesteps 625; eps; vp noise." in sentence
+    assert sampler.endswith("NASA alpha 1.3.")
+
+
+def test_corrupt_file_is_one_sentence(server, schemas, base):
+    bad = base / "models" / "checkpoints" / "corrupt.safetensors"
+    bad.write_bytes(b"not a model" * 100)
+    name = f"checkpoints/{bad.name}"
+    try:
+        prompt = workflow.load(PACK / "workflows" / f"{AUTO}.json", schemas)
+        with pytest.raises(Refused, match=r"\): corrupt.safetensors is corrupt or incomplete: download it again"):
+            server.run(workflow.with_values(prompt, SNOOPICheckpointLoader={"model_name": name}))
+    finally:
+        bad.unlink()
 
 
 def test_negative_changes_the_picture_and_leaves_the_model_as_it_was(server, graph):
