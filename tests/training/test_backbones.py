@@ -7,8 +7,8 @@ import pytest
 import safetensors.torch
 import torch
 from diffusers import AutoencoderKL
+from small_models import make_pixart, make_teacher
 
-from conftest import make_pixart, make_teacher
 from training.backbones import backbone_class, load_backbone
 from training.errors import UserError
 from training.export.stable_diffusion import stable_diffusion_checkpoint

@@ -17,9 +17,9 @@ from diffusers.loaders.single_file_utils import (
     convert_open_clip_checkpoint,
 )
 from PIL import Image
+from small_models import make_teacher
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from conftest import make_teacher
 from training import sample
 from training.adapter import adapter_state, add_adapter
 from training.checkpoint import Checkpoint, save

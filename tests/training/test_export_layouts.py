@@ -12,9 +12,9 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, PixArtTransformer2DModel, UNet2DConditionModel
 from safetensors import safe_open
+from small_models import make_pixart, make_teacher
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config
 
-from conftest import make_pixart, make_teacher
 from training.adapter import adapter_state, add_adapter
 from training.backbones import load_backbone
 from training.checkpoint import Checkpoint, save

@@ -130,7 +130,7 @@ def test_the_clip_loss_takes_one_sample_in_so_many_and_fades(short, clip, monkey
 
 
 def test_a_student_may_start_elsewhere(short, tmp_path):
-    from conftest import make_teacher
+    from small_models import make_teacher
 
     torch.manual_seed(1)
     other = make_teacher(tmp_path / "other")
