@@ -108,6 +108,18 @@ def quick_collection(models):
 
 
 @pytest.fixture
+def aura_flow():
+    """A narrow model with joint attention, which no preset is for either."""
+    config = comfy.supported_models.AuraFlow(
+        {"in_channels": 4, "out_channels": 4, "dim": 32, "n_layers": 2, "n_double_layers": 1, "n_heads": 2,
+         "global_conddim": 32, "cond_seq_dim": 24, "dtype": torch.float32}
+    )  # fmt: skip
+    config.set_inference_dtype(torch.float32, None)
+    cpu = torch.device("cpu")
+    return comfy.model_patcher.ModelPatcher(config.get_model({}, "", device="cpu"), cpu, cpu)
+
+
+@pytest.fixture
 def build_model():
     return build
 

@@ -58,21 +58,11 @@ def test_bad_input_of_the_sampler(pack, model, text, change, sentence):
     assert str(error.value).startswith(sentence)
 
 
-def test_other_families_are_named(pack, text):
-    import comfy.model_patcher
-    import comfy.supported_models
-
-    config = comfy.supported_models.AuraFlow(
-        {"in_channels": 4, "out_channels": 4, "dim": 32, "n_layers": 2, "n_double_layers": 1, "n_heads": 2,
-         "global_conddim": 32, "cond_seq_dim": 24, "dtype": torch.float32}
-    )  # fmt: skip
-    config.set_inference_dtype(torch.float32, None)
-    cpu = torch.device("cpu")
-    model = comfy.model_patcher.ModelPatcher(config.get_model({}, "", device="cpu"), cpu, cpu)
+def test_other_families_are_named(pack, text, aura_flow):
     with pytest.raises(
         ValueError, match="The model \\(AuraFlow\\) is of a family that NASA does not support yet, with"
     ):
-        pack.payload.patch(model, text(2), 0.5)
+        pack.payload.patch(aura_flow, text(2), 0.5)
 
 
 def test_comfyui_loads_the_pack(pack):

@@ -109,23 +109,13 @@ def test_pixart_on_sdxl(models, sampling):
         sampling.model_sampling_node.SNOOPIModelSampling.execute(models["SDXL"], "yoso-pixart")
 
 
-def test_a_family_without_presets(sampling, models):
-    import comfy.model_patcher
-    import comfy.supported_models
-
-    config = comfy.supported_models.AuraFlow(
-        {"in_channels": 4, "out_channels": 4, "dim": 32, "n_layers": 2, "n_double_layers": 1, "n_heads": 2,
-         "global_conddim": 32, "cond_seq_dim": 24, "dtype": torch.float32}
-    )  # fmt: skip
-    config.set_inference_dtype(torch.float32, None)
-    cpu = torch.device("cpu")
-    model = comfy.model_patcher.ModelPatcher(config.get_model({}, "", device="cpu"), cpu, cpu)
+def test_a_family_without_presets(sampling, aura_flow):
     with pytest.raises(
         ValueError, match="^The model \\(AuraFlow\\) is of a family that no preset is for: choose a model"
     ):
-        sampling.detect.choose(model, "auto")
+        sampling.detect.choose(aura_flow, "auto")
     with pytest.raises(ValueError, match="^The preset sd is for SD 1.x and SD 2.x and SDXL, but the model is AuraFlow"):
-        sampling.one_step.with_preset(model, sampling.presets.find_preset("sd"))
+        sampling.one_step.with_preset(aura_flow, sampling.presets.find_preset("sd"))
     open_row = sampling.presets.Preset("open", "eps", (9,))
     with pytest.raises(ValueError, match="^The preset open is for models with a schedule of 1000 timesteps, but"):
-        sampling.one_step.with_preset(model, open_row)
+        sampling.one_step.with_preset(aura_flow, open_row)
