@@ -20,6 +20,7 @@ EPILOG = """commands in order:
   python -m training inspect student.safetensors     what a file is
 
 On several GPUs: accelerate launch --multi_gpu -m training distill training/configs/sd15.yaml
+  (`student: {shard: true}` in the config splits the student over them instead of copying it)
 """
 
 
@@ -85,7 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--backbone", metavar="NAME", help="of a teacher or foreign file: stable_diffusion or pixart")
 
     command = commands.add_parser("inspect", help="print what a file is: kind, start, base model, licence")
-    command.add_argument("file", metavar="FILE", help=".safetensors")
+    command.add_argument("file", metavar="FILE", help="a .safetensors file, or a folder: a run, checkpoint or model")
 
     options = parser.parse_args(arguments)
     diffusers_logging.set_verbosity_error()

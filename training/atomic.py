@@ -1,10 +1,13 @@
 """Files and folders that appear whole or not at all: temporary name beside the target, fsync, rename."""
 
+import glob
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import psutil
 
 from .errors import UserError
 
@@ -16,7 +19,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     Raises UserError when the disk refuses; what was at `path` before is then untouched.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = temporary_path(path)
     with _told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -33,7 +36,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """The same for a folder and all files in it. `path` must not exist yet."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = temporary_path(path)
     with _told(path):
         try:
             temporary.mkdir(parents=True)
@@ -45,6 +48,15 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             _flush(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def temporary_path(path: Path, kind: str = "") -> Path:
+    """Beside `path`, of this process alone. What killed processes left under such names for `path` is deleted."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        process = left.name.split(".")[-2]
+        if process.isdigit() and not psutil.pid_exists(int(process)):
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+    return path.with_name(f".{path.name}{kind}.{os.getpid()}.part")
 
 
 def _umask() -> int:

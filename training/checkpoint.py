@@ -57,31 +57,31 @@ def save(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
     return target
 
 
-def load_newest(run: Path) -> Checkpoint | None:
+def load_newest(run: Path, optimizers: bool = True) -> Checkpoint | None:
     """The newest checkpoint that is whole; None where there is none. Tells on stderr of each that it passes over."""
     for folder in _newest_first(run / "checkpoints"):
         try:
-            return load(folder)
+            return load(folder, optimizers)
         except UserError as error:
             print(f"{error} Trying the one before.", file=sys.stderr)
     return None
 
 
-def load(folder: Path) -> Checkpoint:
-    """Reads one checkpoint folder. Raises UserError if it is not whole."""
+def load(folder: Path, optimizers: bool = True) -> Checkpoint:
+    """Reads one checkpoint folder, on wish without the `optimizers`. Raises UserError if it is not whole."""
     try:
         state = json.loads((folder / "state.json").read_text())
         for name, size in state.pop("files").items():
             if (folder / name).stat().st_size != size:
                 raise OSError(f"{name} has not the size it was written with")
         weights = {file.stem: safetensors.torch.load_file(file) for file in folder.glob("*.safetensors")}
-        optimizers = {
+        states = {
             file.stem.removesuffix("_optimizer"): torch.load(file, map_location="cpu", weights_only=True)
-            for file in folder.glob("*_optimizer.pt")
+            for file in (folder.glob("*_optimizer.pt") if optimizers else ())
         }
     except Exception as error:  # truncated files raise whatever their reader raises
         raise UserError(f"The checkpoint {folder} is damaged ({error}).") from error
-    return Checkpoint(weights, optimizers, state)
+    return Checkpoint(weights, states, state)
 
 
 def _newest_first(root: Path) -> list[Path]:

@@ -53,6 +53,9 @@ class Student:
     ema_device: Literal["same", "cpu"] = setting(
         "same", "cpu saves 4 bytes a weight of GPU memory, costs a copy a step"
     )
+    shard: bool = setting(
+        False, "split weights, gradients and optimiser states over the processes (FSDP) instead of copying them (DDP)"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +148,7 @@ class Config:
         None,
         "diffusers folder or hub name of what a single-file teacher leaves out; null: the backbone's own base model",
     )
-    prompts: str = setting(REQUIRED, "prompt file, .txt (one a line) or .jsonl (key `prompt`)")
+    prompts: str = setting(REQUIRED, "a .txt (one prompt a line), .jsonl or .parquet file, or datasets://OWNER/NAME")
     prompt_column: str | None = setting(None, "key or column of the prompts; null: prompt, caption or text")
     skip_bad_prompts: bool = setting(False, "leave out empty and huge prompts instead of refusing the file")
     output: str = setting(REQUIRED, "run folder")
@@ -212,6 +215,7 @@ FREE_TO_CHANGE = {
     "micro_batch",
     "gradient_checkpointing",
     "student.ema_device",
+    "student.shard",
     "tracker",
     "checkpoint_every",
     "keep_checkpoints",

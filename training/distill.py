@@ -54,6 +54,7 @@ from .preview import Preview
 from .progress import Metrics, ScoreGaps, summary
 from .prompts import PromptOrder, read_prompts
 from .runs import find_saved, write_config
+from .sharding import check_can_shard, load_optimizer, put_together, shard, whole
 from .student import load_student, make_student, student_state
 from .teachers import Teachers
 from .text import Text
@@ -72,7 +73,7 @@ def distill(config: Config, resume: bool = False, stop: Callable[[], bool] = lam
     saved = find_saved(run, config, resume)
     check_writable(run)
     torch.manual_seed(config.seed)  # the adapters' first weights; nothing else draws from the global generator
-    accelerator = make_accelerator(config)
+    accelerator, sharded = make_accelerator(config)
     device, bf16 = accelerator.device, precision_of(config) == "bf16"
     parts = shares(config, accelerator)  # this process's rows of the batch, a slice for each forward
     with accelerator.main_process_first():  # which may have to fetch them
@@ -113,14 +114,20 @@ def distill(config: Config, resume: bool = False, stop: Callable[[], bool] = lam
         first, bad_steps = saved.state["step"], saved.state["bad_steps"]
         load_student(student, saved.weights["student"])
         teachers.load(saved.weights["lora"])
+    if sharded:
+        check_can_shard(config, student)
+        shard(student, device, accelerator.num_processes)
+    trained_student = accelerator.prepare_model(student, device_placement=False, evaluation_mode=sharded)  # else: DDP
+    teachers.trained = accelerator.prepare(teachers.network)
     student_weights = [weight for weight in student.parameters() if weight.requires_grad]
     lora_weights = teachers.parameters()
     check_memory(config, device, student_weights + lora_weights)
 
     def average_for(step: int) -> Average | None:
-        """The EMA, which begins with VSD; in the first process only, since all hold the same weights."""
-        wanted = config.student.ema_decay is not None and step >= warm_steps and accelerator.is_main_process
-        return Average(student, config.student.ema_decay, config.student.ema_device == "cpu") if wanted else None
+        """The EMA, which begins with VSD; where all processes hold the same weights, in the first one only."""
+        if config.student.ema_decay is None or step < warm_steps or not (sharded or accelerator.is_main_process):
+            return None
+        return Average(student, config.student.ema_decay, config.student.ema_device == "cpu")
 
     def student_optimizer_for(step: int) -> torch.optim.Optimizer:
         settings = config.student
@@ -135,13 +142,11 @@ def distill(config: Config, resume: bool = False, stop: Callable[[], bool] = lam
         config.optimizer, lora_weights, config.lora.learning_rate, config.lora.betas, config.lora.weight_decay
     )
     if saved:
-        student_optimizer.load_state_dict(saved.optimizers["student"])
+        load_optimizer(student_optimizer, saved.optimizers["student"])
         lora_optimizer.load_state_dict(saved.optimizers["lora"])
         if average and "ema" in saved.weights:
             average.load(saved.weights["student"] | saved.weights["ema"])
         saved = None
-    trained_student, student_optimizer = accelerator.prepare(student, student_optimizer)
-    teachers.trained, lora_optimizer = accelerator.prepare(teachers.network, lora_optimizer)
 
     order = PromptOrder(len(prompts), config.seed)
     if first < warm_steps:
@@ -166,7 +171,7 @@ def distill(config: Config, resume: bool = False, stop: Callable[[], bool] = lam
         """
         nonlocal bad_steps
         loss = accelerator.reduce(torch.stack(losses).mean(), "mean")
-        norm = accelerator.clip_grad_norm_(weights, config.gradient_clip)
+        norm = whole(accelerator.clip_grad_norm_(weights, config.gradient_clip))
         if bool(torch.isfinite(norm) & torch.isfinite(loss)):
             optimizer.step()
         else:
@@ -175,11 +180,16 @@ def distill(config: Config, resume: bool = False, stop: Callable[[], bool] = lam
         return {"loss": loss, "grad_norm": norm}
 
     def save(step: int) -> None:
-        weights = {"student": student_state(student), "lora": teachers.state()}
-        optimizers = {"student": student_optimizer.state_dict(), "lora": lora_optimizer.state_dict()}
-        state = {"step": step, "bad_steps": bad_steps}
-        kept = checkpoints.Checkpoint(weights | ({"ema": average.state()} if average else {}), optimizers, state)
-        checkpoints.save(run, kept, config.keep_checkpoints)
+        """All processes join, each for its part of a split student; the first writes."""
+        first_process = accelerator.is_main_process
+        weights = {"student": put_together(student_state(student), first_process), "lora": teachers.state()}
+        if average:
+            weights["ema"] = average.state(first_process)
+        states = {"student": student_optimizer.state_dict(), "lora": lora_optimizer.state_dict()}
+        kept = checkpoints.Checkpoint(
+            weights, put_together(states, first_process), {"step": step, "bad_steps": bad_steps}
+        )
+        on_main(accelerator, checkpoints.save, run, kept, config.keep_checkpoints)
 
     # --- what people watch ----------------------------------------------------------------------------------------
     on_main(accelerator, write_config, run, config)
@@ -188,10 +198,12 @@ def distill(config: Config, resume: bool = False, stop: Callable[[], bool] = lam
     gaps = ScoreGaps(len(backbone.alphas), device)
 
     def draw(step: int) -> None:
-        metrics.pictures(preview.draw(step, average), step)
+        """The sample grid; all processes join where each holds but a part of the student."""
+        latents = preview.latents(average) if sharded or accelerator.is_main_process else None
+        on_main(accelerator, lambda: metrics.pictures(preview.save(latents, step), step))
 
     if first == 0:
-        on_main(accelerator, draw, 0)
+        draw(0)
 
     # --- the loop -------------------------------------------------------------------------------------------------
     bar = tqdm(
@@ -206,7 +218,7 @@ def distill(config: Config, resume: bool = False, stop: Callable[[], bool] = lam
         if step == warm_steps:
             average = average_for(step)
             if step > 0:  # VSD begins with an optimiser that has not seen the regression
-                student_optimizer = accelerator.prepare(student_optimizer_for(step))
+                student_optimizer = student_optimizer_for(step)
         random = generator(config.seed, STEP, step)
         figures: dict[str, float | Tensor] = {}
 
@@ -318,7 +330,7 @@ def distill(config: Config, resume: bool = False, stop: Callable[[], bool] = lam
         stopping = any_process(accelerator, stop())
         last_step = done_steps == config.total_steps or stopping
         if drawing := done_steps % config.sample_every == 0 or done_steps == config.total_steps:
-            on_main(accelerator, draw, done_steps)
+            draw(done_steps)
         if done_steps % config.log_every == 0 or drawing or last_step:
             x0 = torch.cat(samples)
             figures |= {"x0_mean": x0.mean(), "x0_std": x0.std(), "memory_gib": memory_gib(device)}
@@ -328,7 +340,7 @@ def distill(config: Config, resume: bool = False, stop: Callable[[], bool] = lam
             bar.set_description(phase)
             bar.set_postfix_str(summary(figures | known), refresh=False)
         if done_steps % config.checkpoint_every == 0 or last_step:
-            on_main(accelerator, save, done_steps)
+            save(done_steps)
         if stopping and done_steps < config.total_steps:
             bar.close()
             raise KeyboardInterrupt(f"Stopped after step {done_steps}, all saved; go on with --resume.")

@@ -1,6 +1,7 @@
 """The chores of running on a CPU, a GPU or several: devices, shares of a batch, memory, what one process tells all."""
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -15,12 +16,16 @@ from torch import Tensor, nn
 
 from .config import Config
 from .errors import UserError
+from .sharding import own_part
 
 OPTIMIZER_BYTES = {"adamw": 8, "adamw_8bit": 2}  # a weight
 
 
-def make_accelerator(config: Config) -> Accelerator:
-    """Raises UserError for a device or tracker that is not here, or a split of the model that is not supported."""
+def make_accelerator(config: Config) -> tuple[Accelerator, bool]:
+    """accelerate as the run needs it, and whether the student is to be split over its processes.
+
+    Raises UserError for a device or tracker that is not here, or a split by anything but FSDP.
+    """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("device is cuda, but PyTorch finds no GPU here; write `device: auto` or `device: cpu`.")
     on_cpu = config.device == "cpu" or not torch.cuda.is_available()
@@ -29,6 +34,8 @@ def make_accelerator(config: Config) -> Accelerator:
     tracker = config.tracker
     if tracker is not None and tracker not in LOGGER_TYPE_TO_CLASS:
         raise UserError(f"tracker is {tracker!r}; allowed is one of {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}.")
+    # Taken from accelerate, which would split all that it prepares: the LoRA teacher is better left whole.
+    fsdp = os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() == "true"
     try:
         accelerator = Accelerator(
             mixed_precision=precision_of(config), cpu=on_cpu, log_with=tracker, project_dir=config.output
@@ -37,12 +44,12 @@ def make_accelerator(config: Config) -> Accelerator:
         raise UserError(f"accelerate cannot start: {' '.join(str(error).split())}") from None
     if tracker is not None and not accelerator.log_with:
         raise UserError(f"tracker is {tracker}, but it is not installed; `pip install {tracker}`, or `tracker: null`.")
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+    if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise UserError(
-            f"accelerate is set up for {accelerator.distributed_type.value}, which splits the student; run `accelerate "
-            f"config` for plain multi-GPU, and save memory by gradient_checkpointing, micro_batch or adamw_8bit."
+            f"accelerate is set up for {accelerator.distributed_type.value}; run `accelerate config` for plain "
+            f"multi-GPU, and write `student: {{shard: true}}` (FSDP) to split what DeepSpeed's ZeRO-3 splits."
         )
-    return accelerator
+    return accelerator, (fsdp or config.student.shard) and accelerator.num_processes > 1
 
 
 def precision_of(config: Config) -> str:
@@ -127,12 +134,15 @@ def memory_gib(device: torch.device) -> float:
 
 
 def check_memory(config: Config, device: torch.device, weights: list[nn.Parameter]) -> None:
-    """Raises UserError where the gradients and optimiser states of these weights alone do not fit in what is free."""
+    """Raises UserError where the gradients and optimiser states of these weights alone do not fit in what is free.
+
+    Of weights that are split over the processes, this one's parts count.
+    """
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     else:
         free = psutil.virtual_memory().available
-    needed = sum(weight.numel() for weight in weights) * (4 + OPTIMIZER_BYTES[config.optimizer])
+    needed = sum(own_part(weight).numel() for weight in weights) * (4 + OPTIMIZER_BYTES[config.optimizer])
     if needed > free:
         raise UserError(
             f"Too little memory: gradients and optimiser states take {needed / 2**30:.1f} GiB, {free / 2**30:.1f} are "

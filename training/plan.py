@@ -17,6 +17,7 @@ from .adapter import add_adapter
 from .backbones import backbone_class
 from .config import Config, to_dict
 from .machine import OPTIMIZER_BYTES, precision_of
+from .sharding import gathered_at_once
 from .text import Text
 
 GIB = 2**30
@@ -59,20 +60,24 @@ def plan(config: Config, processes: int = 1) -> Plan:
             trained = _count(add_adapter(backbone.network_class.from_config(described), adapter), trainable=True)
     states = OPTIMIZER_BYTES[config.optimizer]
     frozen = 2 if bf16 else 4
+    sharded = config.student.shard and processes > 1
+    held = trained / processes if sharded else trained  # of the student, by each process
     memory = {
-        "student, fp32": 4.0 * trained,
-        "student's gradients": 4.0 * trained,
-        f"student's {config.optimizer} states": states * trained,
+        "student, fp32": 4.0 * held,
+        "student's gradients": 4.0 * held,
+        f"student's {config.optimizer} states": states * held,
         "both teachers, one frozen network": frozen * denoiser,
         "LoRA teacher: weights, gradients, optimiser": (8 + states) * lora,
         "activations kept for one backward": kept,
     }
+    if sharded:
+        memory["student's weights gathered while they are used"] = 4.0 * gathered_at_once(network)
     if adapter:
         memory["frozen network below the student's LoRA"] = frozen * denoiser
     elif bf16:
         memory["student's bf16 copies in autocast"] = 2.0 * denoiser
     if config.student.ema_decay is not None and config.student.ema_device == "same":
-        memory["average of the student (EMA)"] = 4.0 * trained
+        memory["average of the student (EMA)"] = 4.0 * held
     return Plan(
         {"denoiser": denoiser, "student, trainable": trained, "LoRA teacher, trainable": lora},
         memory,

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch import nn
+from torch import Tensor, nn
 
 from .atomic import atomic_file
 from .average import Average
@@ -36,21 +36,25 @@ class Preview:
         self.diversity: float | None = None
 
     @torch.no_grad()
-    def draw(self, step: int, average: Average | None) -> numpy.ndarray:
-        """Saves RUN/samples/step-N.png, of the averaged weights where there are any; returns it, uint8 [h, w, 3]."""
-        rows, columns, start = len(self.text), len(self.noises), self.config.start
+    def latents(self, average: Average | None) -> Tensor:
+        """x0 [prompts, noises, c, h, w], by the averaged weights where there are any."""
+        columns, start = len(self.noises), self.config.start
         with average.in_place() if average else nullcontext():
-            latents = [
+            rows = [
                 self.backbone.one_step(
                     self.student, self.noises, self.text[row : row + 1].repeat(columns), start.timestep, start.noise
                 )
-                for row in range(rows)
+                for row in range(len(self.text))
             ]
-        self.diversity = torch.stack(latents).std(dim=1).mean().item()
-        pictures = self.backbone.decode(torch.cat(latents))
-        pictures = pictures.reshape(rows, columns, *pictures.shape[1:])
+        latents = torch.stack(rows)
+        self.diversity = latents.std(dim=1).mean().item()
+        return latents
+
+    def save(self, latents: Tensor, step: int) -> numpy.ndarray:
+        """Writes RUN/samples/step-N.png; returns it, uint8 [height, width, 3]. Raises UserError (disk)."""
+        pictures = self.backbone.decode(latents.flatten(0, 1))
         path = Path(self.config.output) / "samples" / f"step-{step:08d}.png"
-        return save_grid(path, self.config.sample_prompts, pictures)
+        return save_grid(path, self.config.sample_prompts, pictures.reshape(*latents.shape[:2], *pictures.shape[1:]))
 
 
 def save_grid(path: str | Path, labels: list[str], pictures: numpy.ndarray) -> numpy.ndarray:

@@ -17,7 +17,7 @@ from .errors import UserError
 class Run:
     folder: Path
     config: configs.Config
-    checkpoint: checkpoints.Checkpoint
+    checkpoint: checkpoints.Checkpoint  # without the optimisers
 
     def weights(self, average: bool = True) -> dict[str, Tensor]:
         """The student's state dict, fp32: the average (EMA) where it is asked for and the run kept one."""
@@ -34,7 +34,8 @@ def open_run(source: str | Path) -> Run:
         raise UserError(
             f"{source} is no run: there is no {folder / 'config.yaml'}; give the folder that distill wrote."
         )
-    checkpoint = checkpoints.load(source) if inside else checkpoints.load_newest(source)
+    load = checkpoints.load if inside else checkpoints.load_newest
+    checkpoint = load(source, optimizers=False)
     if checkpoint is None:
         raise UserError(f"{source} holds no whole checkpoint yet; let the run go on with `distill --resume`.")
     return Run(folder, configs.load(folder / "config.yaml"), checkpoint)

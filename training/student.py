@@ -10,6 +10,7 @@ from .backbones import LatentDiffusion
 from .config import Student
 from .errors import UserError
 from .nasa import add_nasa
+from .sharding import split_as
 
 
 def make_student(backbone: LatentDiffusion, settings: Student, bf16: bool = False, nasa: bool = False) -> nn.Module:
@@ -41,10 +42,12 @@ def student_state(student: nn.Module) -> dict[str, Tensor]:
 
 
 def load_student(student: nn.Module, state: dict[str, Tensor]) -> None:
+    """`state` as `student_state` gives it, whole, also where the student is split."""
     if isinstance(student, peft.PeftModel):
         load_adapter(student, state)
     else:
-        student.load_state_dict(state)
+        own = student.state_dict()
+        student.load_state_dict({key: split_as(value, own.get(key)) for key, value in state.items()})
 
 
 def plain_student(backbone: LatentDiffusion, settings: Student, state: dict[str, Tensor]) -> nn.Module:

@@ -22,6 +22,9 @@ class Text:
         return len(self.embeddings)
 
     def __getitem__(self, rows: slice | Tensor | list[int]) -> Text:
+        """Those prompts, still a batch. An int would drop that dimension, and is refused."""
+        if isinstance(rows, int):
+            raise TypeError(f"Text[{rows}] is no batch; write Text[{rows} : {rows + 1}]")
         return Text(self.embeddings[rows], None if self.mask is None else self.mask[rows])
 
     def repeat(self, count: int) -> Text:

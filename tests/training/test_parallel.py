@@ -13,6 +13,7 @@ from training.checkpoint import load_newest
 from training.config import parse
 from training.distill import distill
 from training.errors import UserError
+from training.sharding import check_can_shard
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -30,13 +31,19 @@ def batch_of_eight(settings):
     }
 
 
-def launch(settings: dict, folder: Path, processes: int) -> subprocess.CompletedProcess:
+def launch(settings: dict, folder: Path, processes: int, *options: str, **environment) -> subprocess.CompletedProcess:
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(settings))
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
-    command += ["-m", "training", "distill", str(config)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command += ["-m", "training", "distill", str(config), *options]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
     return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=900)
+
+
+def after(steps: int):
+    """For `stop`: true from the end of that step on."""
+    asked = iter(range(1, steps + 1))
+    return lambda: next(asked, steps) >= steps
 
 
 def apart(one: dict, other: dict, origin: dict | None = None) -> float:
@@ -71,6 +78,78 @@ def test_two_processes_train_as_one(batch_of_eight, tmp_path):
     assert done.returncode == 0, done.stderr[:6000]
     assert_same_training(tmp_path / "one", tmp_path / "two", batch_of_eight["teacher"])
     assert len((tmp_path / "two/metrics.jsonl").read_text().splitlines()) == 5  # by the first process alone
+
+
+@pytest.fixture
+def sharded(batch_of_eight):
+    """In parts and with recomputed activations, as a student that has to be split will be trained."""
+    student = batch_of_eight["student"] | {"shard": True}
+    return batch_of_eight | {"student": student, "micro_batch": 2, "gradient_checkpointing": True}
+
+
+def test_a_student_split_over_two_processes_trains_as_one(batch_of_eight, sharded, tmp_path):
+    distill(parse(batch_of_eight | {"output": str(tmp_path / "one")}))
+    done = launch(sharded | {"output": str(tmp_path / "two")}, tmp_path, 2)
+    assert done.returncode == 0, done.stderr[:6000]
+    assert_same_training(tmp_path / "one", tmp_path / "two", batch_of_eight["teacher"])
+    assert (tmp_path / "two/samples/step-00000005.png").exists()
+
+
+def test_a_split_run_goes_on_whole_and_a_whole_one_split(batch_of_eight, sharded, tmp_path):
+    """The checkpoint is the same file either way; accelerate's own wish for FSDP counts as student.shard."""
+    distill(parse(batch_of_eight | {"output": str(tmp_path / "one")}))
+    mixed = {"output": str(tmp_path / "two")}
+    with pytest.raises(KeyboardInterrupt):
+        distill(parse(batch_of_eight | mixed), stop=after(2))
+    split = launch(batch_of_eight | mixed | {"steps": 2}, tmp_path, 2, "--resume", ACCELERATE_USE_FSDP="true")
+    assert split.returncode == 0, split.stderr[:6000]
+    distill(parse(batch_of_eight | mixed), resume=True)
+    assert_same_training(tmp_path / "one", tmp_path / "two", batch_of_eight["teacher"])
+
+
+HOLDINGS = """
+import torch
+from training.backbones import load_backbone
+from training.sharding import own_part, shard
+torch.distributed.init_process_group("gloo")
+backbone = load_backbone("stable_diffusion", TEACHER)
+network = backbone.network.requires_grad_(True)
+whole = sum(weight.numel() for weight in network.parameters())
+shard(network, torch.device("cpu"), 2)
+optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+z, text = torch.randn(2, *backbone.latent_shape()), backbone.encode(["red"] * 2)
+backbone.one_step(network, z, text, 625, "vp").sum().backward()
+optimizer.step()
+weights = list(network.parameters())
+for held in weights, [weight.grad for weight in weights], [optimizer.state[weight]["exp_avg"] for weight in weights]:
+    share = sum(own_part(tensor).numel() for tensor in held) / whole
+    assert 0.4 < share < 0.6, share
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_each_process_holds_half_of_weights_gradients_and_optimiser(teacher, tmp_path):
+    script = tmp_path / "holdings.py"
+    script.write_text(HOLDINGS.replace("TEACHER", repr(str(teacher))))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", str(script)]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[:6000]
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"optimizer": "adamw_8bit"}, "is optimised by adamw_8bit"),
+        ({"student": {"lora": {"rank": 2}}}, "is a LoRA, which is small already"),
+        ({"nasa": {}}, "trains with NASA and is a PixArt"),
+    ],
+)
+def test_what_cannot_be_split_is_named(sharded, pixart, change, reason):
+    network = load_backbone("pixart", str(pixart)).network
+    check_can_shard(parse(sharded), network)
+    with pytest.raises(UserError, match=f"cannot split a student that {reason}; set"):
+        check_can_shard(parse(sharded | change), network)
 
 
 @pytest.mark.parametrize("change", [{"micro_batch": 2}, {"gradient_checkpointing": True}])

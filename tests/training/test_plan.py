@@ -76,6 +76,16 @@ def test_checkpointing_keeps_less_and_computes_more(settings):
     assert network_forwards(parse(settings | base | {"cfg_on": "none"})) == 7
 
 
+def test_splitting_the_student_divides_what_it_holds():
+    settings = config.to_dict(config.load(CONFIGS / "sd15.yaml"))
+    split = parse(settings | {"student": settings["student"] | {"shard": True}})
+    whole, parts = plan(parse(settings), 8), plan(split, 8)
+    for use in ("student, fp32", "student's gradients", "student's adamw states"):
+        assert parts.memory[use] == whole.memory[use] / 8
+    assert sum(parts.memory.values()) < 0.5 * sum(whole.memory.values())
+    assert plan(split, 1).memory == plan(parse(settings), 1).memory
+
+
 def test_dry_run_prints_config_and_figures(tmp_path):
     command = [sys.executable, "-m", "training", "distill", str(CONFIGS / "pixart.yaml"), "--dry-run"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)

@@ -1,8 +1,9 @@
 """From a run to a file that ComfyUI and diffusers load."""
 
 import os
-import tempfile
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +11,7 @@ import safetensors.torch
 import torch
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 
-from ..atomic import atomic_file
+from ..atomic import atomic_file, temporary_path
 from ..backbones import load_backbone
 from ..errors import UserError
 from ..runs import open_run
@@ -91,8 +92,8 @@ def export(
     described = metadata(
         config, title or run.folder.name, f"{width}x{height}", family, layout, backbone.prediction_type, licence
     )
-    with atomic_file(output) as temporary, tempfile.TemporaryDirectory(dir=output.parent, prefix=".export-") as folder:
-        path = Path(folder) / SAFETENSORS_WEIGHTS_NAME
+    with atomic_file(output) as temporary, _scratch_folder(output) as folder:
+        path = folder / SAFETENSORS_WEIGHTS_NAME
         try:
             safetensors.torch.save_file(tensors, path, described)
         except safetensors.SafetensorError as error:  # how it tells of a full disk
@@ -107,6 +108,17 @@ def export(
             _check_in_comfyui(written, dtype, tell)
         os.replace(path, temporary)
     return difference
+
+
+@contextmanager
+def _scratch_folder(output: Path) -> Iterator[Path]:
+    """On the disk of `output`, gone afterwards: diffusers reads a network from a folder only."""
+    folder = temporary_path(output, ".folder")
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_in_comfyui(written: Written, dtype: torch.dtype, tell: Callable[[str], None]) -> None:
