@@ -4,6 +4,8 @@ import latent_preview
 from comfy_api.latest import io, ui
 
 from .guidance.conditioning import check_conditioning
+from .guidance.kept import kept_for_clones
+from .guidance.layouts import text_width
 from .guidance.payload import patch
 from .nasa_patch import ALPHA_TOOLTIP
 from .preset_choice import HIDDEN, preset_for, preset_input, show
@@ -82,16 +84,16 @@ class SNOOPIOneStepSampler(io.ComfyNode):
     def execute(
         cls, model, positive, latent_image, seed, preset, negative=None, alpha=-1.0, denoise=1.0
     ) -> io.NodeOutput:
-        check_conditioning("positive", positive, model.model.model_config.unet_config.get("context_dim"))
+        check_conditioning("positive", positive, text_width(model.get_model_object("diffusion_model")))
         check_latent(latent_image)
         choice = preset_for(cls, model, preset)
-        model, sigmas = steps(with_preset(model, choice.preset), denoise)
+        sampled, sigmas = steps(with_preset(model, choice.preset), denoise)
         info = choice.sentence
         if negative is not None:
             alpha = alpha_of(choice.preset, model) if alpha < 0 else alpha
-            model = patch(model, negative, alpha)
+            sampled = patch(sampled, negative, alpha, kept=kept_for_clones(model, negative))
             info += f" NASA alpha {alpha:g}."
         show(cls, info)
-        callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
-        latent = sample(model, sigmas, positive, latent_image, seed, callback)
+        callback = latent_preview.prepare_callback(sampled, len(sigmas) - 1)
+        latent = sample(sampled, sigmas, positive, latent_image, seed, callback)
         return io.NodeOutput(latent, info, ui=ui.PreviewText(info))

@@ -1,6 +1,6 @@
 """One use of NASA on a model."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from .kept import Kept
 
@@ -19,4 +19,4 @@ class Negative:
     end_percent: float
     blocks: frozenset[str]
     norm_limit: float
-    kept: Kept = field(default_factory=Kept, compare=False)
+    kept: Kept

@@ -18,6 +18,7 @@ from comfy.patcher_extension import WrappersMP
 
 from .blocks import ALL, chosen_blocks
 from .conditioning import check_conditioning
+from .kept import Kept
 from .layouts import find_layout, uncompiled
 from .negative import Negative
 from .prompt import Prompt, prepare
@@ -38,6 +39,7 @@ def patch(
     blocks: str = ALL,
     norm_limit: float = 0.0,
     name: str = "",
+    kept: Kept | None = None,
 ) -> ModelPatcher:
     """A clone of `model` that is steered away from `negative`; `model` stays as it is.
 
@@ -52,6 +54,7 @@ def patch(
         norm_limit: the largest L1 norm of a steered feature as a multiple of Z+'s, at least 1; 0 for none.
         name: patching a patched model under the same name replaces the earlier negative, and alpha 0 takes it away;
             negatives of different names all act.
+        kept: what outlives this patch, as `kept_for_clones` gives it; None keeps with the patch.
 
     Raises:
         ValueError: an input is unusable, or the model is of a family that is not supported.
@@ -83,7 +86,8 @@ def patch(
     negatives.pop(name, None)
     model.remove_wrappers_with_key(WrappersMP.SAMPLER_SAMPLE, KEY)
     if alpha > 0:
-        negatives[name] = Negative(negative, alpha, start_percent, end_percent, chosen, norm_limit)
+        kept = Kept() if kept is None else kept
+        negatives[name] = Negative(negative, alpha, start_percent, end_percent, chosen, norm_limit, kept)
     if negatives:
         model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, functools.partial(_sample, negatives))
     return model

@@ -69,6 +69,7 @@ def pack():
         "nasa": ".nodes.guidance.nasa",
         "blocks": ".nodes.guidance.blocks",
         "prompt": ".nodes.guidance.prompt",
+        "kept": ".nodes.guidance.kept",
         "grid": ".nodes.guidance.layouts.grid",
         "presets": ".nodes.sampling.presets",
         "one_step": ".nodes.sampling.one_step",

@@ -1,8 +1,11 @@
 """K- and V- are kept from step to step and from picture to picture, and made anew when weights have moved."""
 
+import gc
+import weakref
 from contextlib import contextmanager
 
 import comfy.hooks
+import comfy.model_management
 import pytest
 import torch
 
@@ -61,6 +64,44 @@ def test_once_for_all_steps_and_pictures(pack, model, text, sample, truth, proje
     assert lengths == [(2, TOKENS)] * 3 + [(3, TOKENS)]
     assert torch.equal(first, second) and larger.shape[0] == 3
     torch.testing.assert_close(first, expected, **CLOSE)
+
+
+def test_the_one_step_sampler_keeps_them_from_picture_to_picture(pack, model, text, projected):
+    """It patches its model anew each time; another negative, or a LoRA on the model, is projected anew."""
+    execute, latent = pack.one_step_sampler.SNOOPIOneStepSampler.execute, {"samples": torch.zeros(1, 4, 8, 8)}
+
+    def pictures(model, unwanted, seeds, alpha=0.4):
+        with torch.inference_mode(), projected() as lengths:
+            found = [execute(model, text(1), latent, seed, "sd", unwanted, alpha).args[0]["samples"] for seed in seeds]
+        return found, [length for _, length in lengths].count(NEGATIVE_TOKENS)
+
+    unwanted = negative(text)
+    (first, second), count = pictures(model, unwanted, [1, 2])
+    assert count == 1 and not torch.equal(first, second)
+    (again, _), count = pictures(model, unwanted, [1, 3], alpha=0.4)
+    assert count == 0 and torch.equal(again, first)
+    other = text(3, tokens=NEGATIVE_TOKENS)
+    (third,), count = pictures(model, other, [1])
+    assert count == 1 and not torch.equal(third, first)
+    patched = with_lora(model)
+    (fourth, _), count = pictures(patched, unwanted, [1, 2])
+    assert count == 1 and not torch.equal(fourth, first)
+    (fifth,), count = pictures(patched.clone(), unwanted, [1])
+    assert count == 1 and torch.equal(fifth, fourth)
+    comfy.model_management.unload_all_models()  # takes the LoRA out of the weights
+
+
+def test_nothing_is_kept_of_a_model_that_is_gone(pack, model, text, sample):
+    clone, unwanted = model.clone(), negative(text)
+    kept = pack.kept.kept_for_clones(clone, unwanted)
+    assert pack.kept.kept_for_clones(clone, unwanted) is kept
+    sample(pack.payload.patch(clone.clone(), unwanted, 0.4, kept=kept), text(1))
+    assert kept
+    alive = weakref.ref(kept)
+    comfy.model_management.unload_all_models()
+    del clone, kept
+    gc.collect()
+    assert alive() is None
 
 
 def test_kept_or_not_is_the_same_picture(pack, model, text, sample, monkeypatch):

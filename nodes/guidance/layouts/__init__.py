@@ -46,6 +46,12 @@ def find_layout(diffusion_model: torch.nn.Module) -> ModuleType | None:
     return None
 
 
+def text_width(diffusion_model: torch.nn.Module) -> int | None:
+    """The width of the text embeddings that a diffusion model reads; None for one without a layout."""
+    layout = find_layout(diffusion_model)
+    return layout.width(uncompiled(diffusion_model)) if layout else None
+
+
 def uncompiled(module: torch.nn.Module) -> torch.nn.Module:
     """The module itself, without torch.compile's wrapping."""
     return getattr(module, "_orig_mod", module)
