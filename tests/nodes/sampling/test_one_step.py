@@ -1,7 +1,10 @@
 """The one-step sampler against its formula, and against a stock KSampler."""
 
+import random
+
 import comfy.sample
 import comfy.samplers
+import companions
 import latent_preview
 import pytest
 import torch
@@ -104,6 +107,25 @@ def test_preset_holds_on_a_patched_model(model, text, run):
     for preset in ("sd", "snoopi-shapes"):
         assert torch.equal(run(patched, text(1), latent, preset=preset)["samples"],
                            run(model, text(1), latent, preset=preset)["samples"])  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", ["sd", "sid-lsg", "instaflow", "hyper-sd-1step-lora", "yoso-sd15-2step", "lcm"])
+def test_a_controlnet_sees_what_the_network_sees(models, text, run, preset):
+    """The same noisy latent and timestep in every step, whatever noise and timesteps the preset has."""
+    model, received, asked = models["SD 1.5"], [], []
+    controlled = companions.control_net(model)(text(1), random.Random(0))
+    control = controlled[0][1]["control"].set_cond_hint(torch.rand(1, 3, 64, 64), 1.0, (0.0, 1.0))
+    control.control_model.register_forward_pre_hook(
+        lambda _, args, named: asked.append((named["x"], named["timesteps"])), with_kwargs=True
+    )
+    latent = {"samples": torch.zeros(2, 4, 8, 8)}
+    handle = network_inputs(model, received)
+    out = run(model, controlled, latent, preset=preset)["samples"]
+    handle.remove()
+    plain = run(model, text(1), latent, preset=preset)["samples"]
+    assert len(asked) == len(received) > 0 and (out - plain).abs().max() > 1e-3
+    for seen, own in zip(asked, received, strict=True):
+        assert all(torch.equal(*pair) for pair in zip(seen, own, strict=True))
 
 
 def test_progress_and_cancel(pack, model, text, run, monkeypatch):
