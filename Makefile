@@ -32,6 +32,7 @@ bench: environment ## costs as ratios: NASA at full size, the one-step node, a t
 	@$(in_environment) PYTHONPATH=tests KINETO_LOG_LEVEL=99 $(python) -P -m benchmarks.nasa $(ARGS)
 	@$(in_environment) $(python) -P tests/benchmarks/one_step.py
 	@$(in_environment) $(python) -P tests/benchmarks/training_step.py
+	@$(in_environment) PYTHONPATH=tests $(python) -P -m benchmarks.training_full_size --gpu-only
 
 presets: environment ## the table of presets: each against its authors' formula, and how far a stock KSampler is off
 	@$(in_environment) PYTHONPATH=tests $(python) -P -m presets
