@@ -4,7 +4,7 @@ import glob
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -55,7 +55,8 @@ def temporary_path(path: Path, kind: str = "") -> Path:
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         process = left.name.split(".")[-2]
         if process.isdigit() and not psutil.pid_exists(int(process)):
-            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+            with suppress(OSError):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
     return path.with_name(f".{path.name}{kind}.{os.getpid()}.part")
 
 
