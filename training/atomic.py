@@ -54,7 +54,8 @@ def temporary_path(path: Path, kind: str = "") -> Path:
     """Beside `path`, of this process alone. What killed processes left under such names for `path` is deleted."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         process = left.name.split(".")[-2]
-        if process.isdigit() and not psutil.pid_exists(int(process)):
+        # In a container a killed process and the one that follows it may well have the same number.
+        if process.isdigit() and (int(process) == os.getpid() or not psutil.pid_exists(int(process))):
             with suppress(OSError):
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
     return path.with_name(f".{path.name}{kind}.{os.getpid()}.part")

@@ -58,8 +58,6 @@ def encode_prompts(config: Config, resume: bool = True) -> Path:
             shape = {"tokens": tokens, "width": width, "masked": sample.mask is not None}
             temporary.write_text(json.dumps(index | shape, indent=1) + "\n")
 
-    for left in folder.glob(".*.part"):  # by a run that was killed in the middle of a write
-        left.unlink()
     if not (extra := folder / extra_name(extras)).exists():
         _write(extra, [backbone.encode([text]) for text in extras])
     shards = range(0, len(prompts), SHARD)

@@ -19,7 +19,10 @@ def dead() -> int:
 
 
 @pytest.mark.parametrize("kind", ["", ".folder"])
-def test_leftovers_of_the_dead_are_swept(tmp_path, dead, kind):
+@pytest.mark.parametrize("same_number", [False, True])
+def test_leftovers_of_the_dead_are_swept(tmp_path, dead, kind, same_number):
+    """Also where the killed process had the number of this one, as in a container."""
+    dead = os.getpid() if same_number else dead
     left, alive, other = (
         tmp_path / name for name in (f".a.st{kind}.{dead}.part", f".a.st.{os.getppid()}.part", ".b.1")
     )
