@@ -42,7 +42,8 @@ def _attentions(part: torch.nn.Module) -> list[Layer]:
 
 def _unwrapped(block: torch.nn.Module) -> Iterable[torch.nn.Module]:
     """The block itself; where another pack put a module of its own around it, all modules in there."""
-    return (block,) if hasattr(block, "attn2") else block.modules()  # walking all of SDXL takes 3 ms, and a picture asks several times
+    # Walking all of SDXL takes 3 ms, and a picture asks several times.
+    return (block,) if hasattr(block, "attn2") else block.modules()
 
 
 def width(unet):
