@@ -3,6 +3,7 @@
 from comfy_api.latest import io, ui
 
 from .preset_choice import HIDDEN, preset_input, show
+from .quoting import printable_errors
 from .sampling.load import load, model_names
 from .schema import schema
 
@@ -39,7 +40,8 @@ class SNOOPICheckpointLoader(io.ComfyNode):
         )
 
     @classmethod
+    @printable_errors
     def execute(cls, model_name, preset) -> io.NodeOutput:
         model, clip, vae, info = load(model_name, preset)
-        show(cls, info)
+        info = show(cls, info)
         return io.NodeOutput(model, clip, vae, info, ui=ui.PreviewText(info))

@@ -3,6 +3,7 @@
 from comfy_api.latest import io, ui
 
 from .preset_choice import HIDDEN, preset_for, preset_input, show
+from .quoting import printable_errors
 from .sampling.one_step import with_preset
 from .schema import schema
 
@@ -31,10 +32,11 @@ class SNOOPIModelSampling(io.ComfyNode):
         )
 
     @classmethod
+    @printable_errors
     def execute(cls, model, preset) -> io.NodeOutput:
         choice = preset_for(cls, model, preset)
         taken = choice.preset
         count = "1 step" if len(taken.timesteps) == 1 else f"{len(taken.timesteps)} steps"
         info = f"{choice.sentence} Set the KSampler to {count}, CFG {taken.cfg:g}, {taken.sampler}, simple."
-        show(cls, info)
+        info = show(cls, info)
         return io.NodeOutput(with_preset(model, taken), info, ui=ui.PreviewText(info))

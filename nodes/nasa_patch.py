@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from .guidance.blocks import ALL
 from .guidance.payload import patch
+from .quoting import printable_errors
 from .schema import advanced, schema
 
 ALPHA_TOOLTIP = (
@@ -93,6 +94,7 @@ class NASACrossAttentionPatch(io.ComfyNode):
         )
 
     @classmethod
+    @printable_errors
     def execute(
         cls, model, negative, alpha, start_percent, end_percent, blocks=ALL, norm_limit=0.0, name=""
     ) -> io.NodeOutput:

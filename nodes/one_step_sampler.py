@@ -9,6 +9,7 @@ from .guidance.layouts import text_width
 from .guidance.payload import patch
 from .nasa_patch import ALPHA_TOOLTIP
 from .preset_choice import HIDDEN, preset_for, preset_input, show
+from .quoting import printable_errors
 from .sampling.detect import alpha_of
 from .sampling.one_step import check_latent, sample, steps, with_preset
 from .schema import schema
@@ -81,6 +82,7 @@ class SNOOPIOneStepSampler(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    @printable_errors
     def execute(
         cls, model, positive, latent_image, seed, preset, negative=None, alpha=-1.0, denoise=1.0
     ) -> io.NodeOutput:
@@ -93,7 +95,7 @@ class SNOOPIOneStepSampler(io.ComfyNode):
             alpha = alpha_of(choice.preset, model) if alpha < 0 else alpha
             sampled = patch(sampled, negative, alpha, kept=kept_for_clones(model, negative))
             info += f" NASA alpha {alpha:g}."
-        show(cls, info)
+        info = show(cls, info)
         callback = latent_preview.prepare_callback(sampled, len(sigmas) - 1)
         latent = sample(sampled, sigmas, positive, latent_image, seed, callback)
         return io.NodeOutput(latent, info, ui=ui.PreviewText(info))

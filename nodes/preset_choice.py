@@ -1,11 +1,13 @@
 """What every node with a preset shares: the input, how the preset is found, and how the user is told."""
 
+import contextlib
 import logging
 import sys
 
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
+from .quoting import sentence, shown
 from .sampling.detect import AUTO, Choice, choose
 from .sampling.files import files_of
 from .sampling.presets import all_presets, read_presets
@@ -18,7 +20,7 @@ def preset_input() -> io.Combo.Input:
     try:
         names = list(all_presets())
     except ValueError as error:
-        logging.warning("SNOOPI: %s", error)
+        logging.warning("SNOOPI: %s", sentence(str(error)))
         names = list(read_presets())
     return io.Combo.Input(
         "preset",
@@ -41,8 +43,11 @@ def preset_for(node: type[io.ComfyNode], model: ModelPatcher, name: str) -> Choi
     return choose(model, name, files_of(model, prompt, node_id) if name == AUTO else [])
 
 
-def show(node: type[io.ComfyNode], text: str) -> None:
-    """Write `text` on the node in the browser, if ComfyUI runs as a server."""
+def show(node: type[io.ComfyNode], text: str) -> str:
+    """Write `text` on the node in the browser, if ComfyUI runs as a server; what was written, which no HTML is in."""
+    text = shown(text)
     server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
     if server is not None and node.hidden and node.hidden.unique_id:
-        server.send_progress_text(text, node.hidden.unique_id)
+        with contextlib.suppress(UnicodeEncodeError):  # the id of a node is any text too
+            server.send_progress_text(text, node.hidden.unique_id)
+    return text

@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from .preset_choice import HIDDEN, preset_for, preset_input, show
+from .quoting import printable_errors
 from .sampling.one_step import steps, with_preset
 from .schema import schema
 
@@ -37,6 +38,7 @@ class SNOOPIOneStepScheduler(io.ComfyNode):
         )
 
     @classmethod
+    @printable_errors
     def execute(cls, model, preset, denoise=1.0) -> io.NodeOutput:
         choice = preset_for(cls, model, preset)
         show(cls, choice.sentence)

@@ -2,6 +2,8 @@
 
 import re
 
+from ..quoting import quoted
+
 ALL = "all"
 ENTRY = re.compile(r"([a-z]*?)(\d+)?(?:-(\d+))?")
 
@@ -24,7 +26,7 @@ def chosen_blocks(text: str, names: list[str]) -> list[str]:
         found = _between(names, *match.groups()) if match else []
         if not found:
             raise ValueError(
-                f"blocks names {entry}, which is not a block with cross-attention of this model: "
+                f"blocks names {quoted(entry)}, which is not a block with cross-attention of this model: "
                 f"choose from {compact(names)}, or write all."
             )
         chosen.update(found)
