@@ -10,21 +10,19 @@ from comfy_api.latest import io
 from .quoting import sentence, shown
 from .sampling.detect import AUTO, Choice, choose
 from .sampling.files import files_of
-from .sampling.presets import all_presets, read_presets
+from .sampling.presets import usable_presets
 
 HIDDEN = [io.Hidden.prompt, io.Hidden.unique_id]
 
 
 def preset_input() -> io.Combo.Input:
     """The list of presets, the user's own among them; a malformed table of the user is told of when a node runs."""
-    try:
-        names = list(all_presets())
-    except ValueError as error:
-        logging.warning("SNOOPI: %s", sentence(str(error)))
-        names = list(read_presets())
+    presets, trouble = usable_presets()
+    if trouble:
+        logging.warning("SNOOPI: %s", sentence(trouble))
     return io.Combo.Input(
         "preset",
-        options=[AUTO, *names],
+        options=[AUTO, *presets],
         default=AUTO,
         tooltip=(
             "Which model it is, and so how it must be run. auto finds out from the file and says what it took; choose "

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from comfy.model_patcher import ModelPatcher
 
+from ..quoting import listed, quoted
 from .backbones import BACKBONES, backbone_of
 from .files import ModelFile
 from .parameterization import PresetSampling
-from .presets import Preset, all_presets, changed, find_preset
+from .presets import Preset, all_presets, changed, find_preset, usable_presets
 
 AUTO = "auto"
 PREFIX = "snoopi."
@@ -20,23 +21,26 @@ PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
 @dataclass(frozen=True)
 class Choice:
-    """The preset taken, and why, as the end of a sentence; `known` is False for the last resort."""
+    """The preset taken, and why, as the end of a sentence; `known` is False for the last resort.
+
+    trouble: what is wrong with the user's own table, which nothing was taken from.
+    """
 
     preset: Preset
     reason: str
     known: bool = True
+    trouble: str = ""
 
     @property
     def sentence(self) -> str:
         preset = self.preset
-        listed = ", ".join(f"{timestep:g}" for timestep in preset.timesteps)
-        text = f"Preset {preset.name}{f' ({preset.model})' if preset.model else ''}: {self.reason}."
-        text += f" Timesteps {listed}; {preset.prediction}; {preset.noise} noise."
+        text = f"Preset {quoted(preset.name)}{f' ({quoted(preset.model)})' if preset.model else ''}: {self.reason}."
+        text += f" Timesteps {listed(f'{timestep:g}' for timestep in preset.timesteps)}; {preset.prediction}; {preset.noise} noise."
         if preset.resolution:
             text += f" Made for {preset.resolution} px."
         if preset.cfg != 1:
             text += f" Its authors add CFG {preset.cfg:g}: SNOOPI Model Sampling and a KSampler can do that."
-        return text
+        return f"{text} None of your own presets can be used: {self.trouble}" if self.trouble else text
 
 
 def choose(model: ModelPatcher, name: str, files: list[ModelFile] = ()) -> Choice:
@@ -49,7 +53,7 @@ def choose(model: ModelPatcher, name: str, files: list[ModelFile] = ()) -> Choic
         ValueError: there is no such preset, none fits the model, or what the file says of itself makes no sense.
     """
     if name != AUTO:
-        return Choice(find_preset(name), "as chosen")
+        return Choice(find_preset(name), "as chosen", trouble=usable_presets()[1])
     set_before = model.object_patches.get("model_sampling")
     if isinstance(set_before, PresetSampling):
         return Choice(set_before.preset, "set by SNOOPI Model Sampling")
@@ -58,17 +62,17 @@ def choose(model: ModelPatcher, name: str, files: list[ModelFile] = ()) -> Choic
     for file in files:
         described = _described(file, backbone)
         if described is not None:
-            return Choice(described, f"the file {file.name} says so itself")
+            return Choice(described, f"the file {quoted(file.name)} says so itself")
     for file in files:
         named = preset_by_file_name(file.name, backbone)
         if named is not None:
-            return Choice(named, f"by the name of the file {file.name}")
+            return Choice(named, f"by the name of the file {quoted(file.name)}")
     if backbone is None:
         raise ValueError(
             f"The model ({type(model.model).__name__}) is of a family that no preset is for: "
             f"choose a model of {', '.join(BACKBONES)}, or write a row of your own."
         )
-    fallback = find_preset(BACKBONES[backbone].fallback)
+    fallback = all_presets()[BACKBONES[backbone].fallback]
     if backbone == "FLUX.1" and not model.model.model_config.unet_config.get("guidance_embed", False):
         return Choice(fallback, "the network has the structure of FLUX.1 schnell")
     return Choice(
@@ -115,7 +119,7 @@ def _described(file: ModelFile, backbone: str | None) -> Preset | None:
         "alpha": _number(says.get("alpha")),
     }
     told = {field: value for field, value in told.items() if value is not None}
-    return changed(base, f"The file {file.name} describes itself in a way that cannot be read", **told)
+    return changed(base, f"The file {quoted(file.name)} describes itself in a way that cannot be read", **told)
 
 
 def _number(text: str | None) -> int | float | str | None:

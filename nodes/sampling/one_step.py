@@ -12,9 +12,10 @@ import torch
 from comfy.model_base import ModelType
 from comfy.model_patcher import ModelPatcher
 
+from ..quoting import listed, quoted
 from .backbones import backbone_of
 from .parameterization import PREDICTIONS, PresetSampling
-from .presets import Preset, all_presets
+from .presets import Preset, usable_presets
 
 
 def with_preset(model: ModelPatcher, preset: Preset) -> ModelPatcher:
@@ -55,7 +56,7 @@ def steps(model: ModelPatcher, strength: float = 1.0) -> tuple[ModelPatcher, tor
         sigmas = sigmas[[level <= 1000 * strength for level in preset.noise_levels]]
         if len(sigmas) == 0:
             raise ValueError(
-                f"denoise is {strength}, but the preset {preset.name} starts no lower than "
+                f"denoise is {strength}, but the preset {quoted(preset.name)} starts no lower than "
                 f"{preset.noise_levels[-1] / 1000:g}: raise denoise, or use a preset of more steps."
             )
         if not preset.is_flow:
@@ -116,9 +117,9 @@ def check_fit(model: ModelPatcher, preset: Preset) -> None:
         wanted = "models with a schedule of 1000 timesteps"
     if not fits:
         called = backbone or type(model.model).__name__
-        others = ", ".join(name for name, row in all_presets().items() if backbone in row.backbones)
+        others = listed(name for name, row in usable_presets()[0].items() if backbone in row.backbones)
         remedy = f"choose auto or one of {others}" if others else "choose another model, since no preset is for it"
-        raise ValueError(f"The preset {preset.name} is for {wanted}, but the model is {called}: {remedy}.")
+        raise ValueError(f"The preset {quoted(preset.name)} is for {wanted}, but the model is {called}: {remedy}.")
 
 
 def _sampling(model: ModelPatcher, preset: Preset) -> PresetSampling:
