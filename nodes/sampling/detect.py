@@ -35,7 +35,8 @@ class Choice:
     def sentence(self) -> str:
         preset = self.preset
         text = f"Preset {quoted(preset.name)}{f' ({quoted(preset.model)})' if preset.model else ''}: {self.reason}."
-        text += f" Timesteps {listed(f'{timestep:g}' for timestep in preset.timesteps)}; {preset.prediction}; {preset.noise} noise."
+        timesteps = listed(f"{timestep:g}" for timestep in preset.timesteps)
+        text += f" Timesteps {timesteps}; {preset.prediction}; {preset.noise} noise."
         if preset.resolution:
             text += f" Made for {preset.resolution} px."
         if preset.cfg != 1:

@@ -1,17 +1,23 @@
 """Loads a model file with what it says of itself, and sets right what ComfyUI's detection gets wrong."""
 
+import errno
+import os
 import pickle
+import re
+import traceback
 from pathlib import Path
 
 import comfy.latent_formats
 import comfy.model_base
+import comfy.model_management
 import comfy.sd
 import comfy.utils
 import folder_paths
+import torch
 from comfy.model_base import ModelType
 from comfy.model_patcher import ModelPatcher
-from safetensors import SafetensorError
 
+from ..quoting import quoted
 from .backbones import backbone_of
 from .detect import AUTO, PREFIX, Choice, choose
 from .files import ModelFile, read_metadata, remember
@@ -23,6 +29,8 @@ PIXART_ALPHA_SCALE = 0.18215
 PIXART_ALPHA_TOKENS = 120  # PixArt-sigma reads 300
 PREDICTION_TYPES = {"epsilon": ModelType.EPS, "v": ModelType.V_PREDICTION, "v_prediction": ModelType.V_PREDICTION}
 PREDICTIONS = {"eps": ModelType.EPS, "v": ModelType.V_PREDICTION}
+READER = "load_torch_file"  # the function of ComfyUI that reads any file
+OUT_OF_MEMORY = re.compile("out of memory|DefaultCPUAllocator", re.IGNORECASE)
 
 
 def model_names() -> list[str]:
@@ -44,10 +52,11 @@ def load(name: str, preset: str) -> tuple[ModelPatcher, object | None, object | 
         ValueError: the file is missing, corrupt, not a model, or a pickle that holds more than weights; or there is no
             such preset, or it is for another architecture.
     """
-    folder, _, file_name = name.partition("/")
+    folder, _, file_name = name.partition("/") if isinstance(name, str) else (None, None, None)
     path = folder_paths.get_full_path(folder, file_name) if folder in FOLDERS else None
     if path is None:
-        raise ValueError(f"The model {name} is not there: put the file into models/{folder} and press R.")
+        there = folder if folder in FOLDERS else " or models/".join(FOLDERS)
+        raise ValueError(f"The model {quoted(name)} is not there: put the file into models/{there} and press R.")
     if preset != AUTO:
         find_preset(preset)
     model, clip, vae = _read(path, folder)
@@ -95,27 +104,47 @@ def repaired(model: ModelPatcher, file: ModelFile, choice: Choice) -> tuple[Mode
 
 
 def _read(path: str, folder: str) -> tuple[ModelPatcher, object | None, object | None]:
-    file = Path(path).name
-    if not file.lower().endswith((".safetensors", ".sft")) and not getattr(comfy.utils, "ALWAYS_SAFE_LOAD", True):
+    if not _is_safetensors(path) and not getattr(comfy.utils, "ALWAYS_SAFE_LOAD", True):
+        file = quoted(Path(path).name)
         raise ValueError(f"{file} is a pickle, which this PyTorch cannot load safely: update PyTorch to 2.4 or newer.")
     try:
+        with open(path, "rb"):  # says why a file cannot be opened, which safetensors does not
+            pass
         if folder == "checkpoints":
             embeddings = folder_paths.get_folder_paths("embeddings")
-            model, clip, vae = comfy.sd.load_checkpoint_guess_config(path, embedding_directory=embeddings)[:3]
-        else:
-            model, clip, vae = comfy.sd.load_diffusion_model(path), None, None
-    except pickle.UnpicklingError as error:
-        raise ValueError(
+            return comfy.sd.load_checkpoint_guess_config(path, embedding_directory=embeddings)[:3]
+        return comfy.sd.load_diffusion_model(path), None, None
+    except comfy.model_management.InterruptProcessingException:
+        raise
+    except Exception as error:  # whatever a file can hold, and whatever ComfyUI's detection makes of it
+        # ComfyUI unloads its models for the error of a full GPU.
+        kind = type(error) if isinstance(error, torch.cuda.OutOfMemoryError) else ValueError
+        raise kind(_refusal(error, path, folder)) from error
+
+
+def _refusal(error: Exception, path: str, folder: str) -> str:
+    """Why a file could not be loaded, in a sentence."""
+    file, number = quoted(Path(path).name), getattr(error, "errno", None)
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or OUT_OF_MEMORY.search(str(error)):
+        return f"{file} does not fit, out of memory: close other programs, or take a smaller version of the model."
+    if number is not None:
+        return f"{file} cannot be read ({os.strerror(number)}): check its permissions and its disk."
+    with open(path, "rb") as content:
+        if content.read(4) == b"GGUF":
+            return f"{file} is a GGUF file: load it with the loader of ComfyUI-GGUF instead."
+    if isinstance(error, pickle.UnpicklingError):
+        return (
             f"{file} is a pickle that holds more than weights, or is corrupt, so it is not loaded: look for a "
             f".safetensors file of the model, or convert it to one on a machine that you can do without."
-        ) from error
-    except (SafetensorError, ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{file} is corrupt or incomplete: download it again.") from error
-    except (RuntimeError, AttributeError, KeyError, TypeError) as error:
-        if "PytorchStreamReader" in str(error) or "zip archive" in str(error):
-            raise ValueError(f"{file} is corrupt or incomplete: download it again.") from error
-        raise ValueError(
-            f"{file} is not a model that ComfyUI knows, or belongs in another folder than models/{folder}: "
-            f"see the page it comes from."
-        ) from error
-    return model, clip, vae
+        )
+    calls = [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if READER in calls and (_is_safetensors(path) or calls[-1] != READER):  # else a pickle of something else was read
+        return f"{file} is corrupt or incomplete: download it again."
+    return (
+        f"{file} is not a model that ComfyUI knows, or belongs in another folder than models/{folder}: "
+        f"see the page it comes from."
+    )
+
+
+def _is_safetensors(path: str) -> bool:
+    return path.lower().endswith((".safetensors", ".sft"))
