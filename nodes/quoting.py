@@ -50,6 +50,11 @@ def sentence(text: str) -> str:
     return _cut(_for_consoles(text), SENTENCE)
 
 
+def is_plain(name: str) -> bool:
+    """Whether a list may hold `name`: the frontend's lists are HTML, and a name there cannot be written otherwise."""
+    return not set(name) & set("<>")
+
+
 def shown(text: str) -> str:
     """`text` for the browser: at most 600 characters, and no HTML, which some frontends run and others show as it is.
 

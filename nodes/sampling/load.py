@@ -1,6 +1,7 @@
 """Loads a model file with what it says of itself, and sets right what ComfyUI's detection gets wrong."""
 
 import errno
+import logging
 import os
 import pickle
 import re
@@ -17,7 +18,7 @@ import torch
 from comfy.model_base import ModelType
 from comfy.model_patcher import ModelPatcher
 
-from ..quoting import quoted
+from ..quoting import is_plain, quoted, sentence
 from .backbones import backbone_of
 from .detect import AUTO, PREFIX, Choice, choose
 from .files import ModelFile, read_metadata, remember
@@ -34,8 +35,12 @@ OUT_OF_MEMORY = re.compile("out of memory|DefaultCPUAllocator", re.IGNORECASE)
 
 
 def model_names() -> list[str]:
-    """Every file that can be loaded, as "folder/name"."""
-    return [f"{folder}/{name}" for folder in FOLDERS for name in folder_paths.get_filename_list(folder)]
+    """Every file that can be chosen, as "folder/name"; one whose name is HTML is left out, and the log says so."""
+    names = [f"{folder}/{name}" for folder in FOLDERS for name in folder_paths.get_filename_list(folder)]
+    for name in names:
+        if not is_plain(name):
+            logging.warning("SNOOPI: %s is not offered: take < and > out of its name.", sentence(quoted(name)))
+    return [name for name in names if is_plain(name)]
 
 
 def load(name: str, preset: str) -> tuple[ModelPatcher, object | None, object | None, str]:

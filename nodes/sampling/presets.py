@@ -12,7 +12,7 @@ from types import MappingProxyType
 import folder_paths
 import yaml
 
-from ..quoting import as_written, listed, quoted
+from ..quoting import as_written, is_plain, listed, quoted
 from .backbones import BACKBONES
 
 PATH = Path(__file__).with_name("presets.yaml")
@@ -141,7 +141,7 @@ def _read(path: Path, mtime: int, size: int) -> Mapping[str, Preset]:
         name, line = _name(key), key.start_mark.line + 1
         if name in rows:
             raise ValueError(f"{path}, line {line}: there are two rows called {name}: give one another name.")
-        if set(name) & set("<>"):
+        if not is_plain(name):
             raise ValueError(f"{path}, line {line}: the row {name} has < or > in its name: take them out.")
         pairs = value.value if isinstance(value, yaml.MappingNode) else ()
         lines = {_name(field): field.start_mark.line + 1 for field, _ in pairs}
