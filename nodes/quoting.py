@@ -26,7 +26,7 @@ def quoted(value: object) -> str:
     try:
         return _cut(_escaped(_values.repr(value)), QUOTE)
     except ValueError:  # a whole number of more digits than Python writes
-        return f"a {type(value).__name__} too long to write"
+        return "a number too long to write"
 
 
 def as_written(value: object) -> str:

@@ -91,9 +91,14 @@ def all_presets() -> Mapping[str, Preset]:
     Raises:
         ValueError: the user's table is malformed.
     """
-    own = read_presets()
-    path = user_path()
-    return own | read_presets(path) if os.path.lexists(path) else own
+    own, path = read_presets(), user_path()
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return own
+    except OSError:
+        pass  # read_presets says what is wrong
+    return own | read_presets(path)
 
 
 def usable_presets() -> tuple[Mapping[str, Preset], str]:
