@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import Adapter, Lora
-from .errors import UserError
+from .errors import UserError, quoted
 
 
 def add_adapter(network: nn.Module, settings: Adapter | Lora) -> peft.PeftModel:
@@ -35,7 +35,8 @@ def target_layers(network: nn.Module, targets: list[str] | str) -> list[str]:
     for target in targets:
         if not any(name == target or name.endswith("." + target) for name in layers):
             endings = sorted({name.split(".")[-1] for name in layers} - set("0123456789"))
-            raise UserError(f"lora.targets: no layer ends in `{target}`; this network has {', '.join(endings)}.")
+            known = quoted(", ".join(endings))
+            raise UserError(f"lora.targets: no layer ends in `{quoted(target)}`; this network has {known}.")
     return targets
 
 

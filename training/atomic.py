@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from .errors import UserError
+from .errors import UserError, quoted
 
 
 @contextmanager
@@ -34,9 +34,9 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """The same for a folder and all files in it. `path` must not exist yet."""
+    """The same for a folder and all files in it."""
     path = Path(path)
-    temporary = temporary_path(path)
+    temporary, before = temporary_path(path), temporary_path(path, ".before")
     with _told(path):
         try:
             temporary.mkdir(parents=True)
@@ -44,8 +44,11 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             for file in temporary.iterdir():
                 _flush(file)
             _flush(temporary)
+            if path.exists():
+                os.rename(path, before)
             os.rename(temporary, path)
             _flush(path.parent)
+            shutil.rmtree(before, ignore_errors=True)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -80,4 +83,5 @@ def _told(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"Cannot write {path}: {error.strerror or error}; nothing that was there is lost.") from error
+        reason = quoted(error.strerror or error)
+        raise UserError(f"Cannot write {quoted(path)}: {reason}; nothing that was there is lost.") from error

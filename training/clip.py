@@ -7,8 +7,8 @@ from transformers import AutoTokenizer, CLIPModel
 
 from .backbones import LatentDiffusion
 from .backbones.latent_diffusion import pictures_of
+from .backbones.sources import load_any, load_model
 from .config import Clip
-from .errors import UserError
 
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of CLIP's pretraining
 
@@ -18,25 +18,12 @@ class ClipEmbeddings:
 
     def __init__(self, settings: Clip, backbone: LatentDiffusion):
         """Raises UserError if the model or the decoder cannot be loaded."""
-        try:
-            self.model = CLIPModel.from_pretrained(settings.model)
-            self.tokenizer = AutoTokenizer.from_pretrained(settings.model)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            reason = " ".join(str(error).split())[:160]
-            raise UserError(
-                f"Cannot load clip.model {settings.model}: give a local folder or a hub name ({reason})."
-            ) from None
+        self.model: CLIPModel = load_model(CLIPModel, settings.model, "clip.model").float()
+        self.tokenizer = load_any(AutoTokenizer.from_pretrained, settings.model, "clip.model", trust_remote_code=False)
         self.one_in = settings.one_in
         self.decoder: AutoencoderKL | AutoencoderTiny = backbone.vae
         if settings.decoder is not None:
-            try:
-                self.decoder = AutoencoderTiny.from_pretrained(settings.decoder)
-            except (OSError, ValueError, RuntimeError, KeyError) as error:
-                reason = " ".join(str(error).split())[:160]
-                raise UserError(
-                    f"Cannot load clip.decoder {settings.decoder}: give a local folder or hub name of a tiny "
-                    f"autoencoder, or null for the teacher's own ({reason})."
-                ) from None
+            self.decoder = load_model(AutoencoderTiny, settings.decoder, "clip.decoder").float()
         for network in (self.model, self.decoder):
             network.requires_grad_(False).eval().to(backbone.device)
         self.mean, self.deviation = (

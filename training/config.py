@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import yaml
 
-from .errors import UserError
+from .errors import UserError, quoted
 from .schema import REQUIRED, block, plain, setting
 
 
@@ -220,8 +220,23 @@ FREE_TO_CHANGE = {
     "checkpoint_every",
     "keep_checkpoints",
     "sample_every",
+    "sample_prompts",
+    "samples_per_prompt",
     "log_every",
     "max_bad_steps",
+    "text_cache_megabytes",
+}
+#: Where things lie, and how they are read: a resumed run compares the contents (made_of.py).
+COMPARED_BY_CONTENTS = {
+    "prompts",
+    "prompt_column",
+    "skip_bad_prompts",
+    "teacher",
+    "teacher_parts",
+    "student.start_from",
+    "clip.model",
+    "clip.decoder",
+    "nasa.prompts",
 }
 
 
@@ -265,17 +280,18 @@ def parse(content: dict, source: str = "config") -> Config:
         ranges["nasa.alpha"] = config.nasa.alpha
     for key, bounds in ranges.items():
         if bounds[0] > bounds[1]:
-            raise UserError(f"{source}: {key} is {list(bounds)}; write the smaller number first.")
+            raise UserError(f"{quoted(source)}: {key} is {list(bounds)}; write the smaller number first.")
     if config.micro_batch and config.batch_size % config.micro_batch:
         raise UserError(
-            f"{source}: batch_size is {config.batch_size}; it must be a multiple of micro_batch, {config.micro_batch}."
+            f"{quoted(source)}: batch_size is {config.batch_size}; it must be a multiple of micro_batch, "
+            f"{config.micro_batch}."
         )
     if config.clip and config.batch_size % config.clip.one_in:
         raise UserError(
-            f"{source}: clip.one_in is {config.clip.one_in}; it must divide batch_size, {config.batch_size}."
+            f"{quoted(source)}: clip.one_in is {config.clip.one_in}; it must divide batch_size, {config.batch_size}."
         )
-    if not config.sample_prompts:
-        raise UserError(f"{source}: sample_prompts is empty; give at least one prompt.")
+    if not config.total_steps:
+        raise UserError(f"{quoted(source)}: steps is 0 and there is no warm start; nothing would be trained.")
     return config
 
 
@@ -297,9 +313,14 @@ def flat(config: Config) -> Iterator[tuple[str, Any]]:
     return inside(to_dict(config), "")
 
 
-def differences(old: Config, new: Config) -> list[str]:
-    """Sentences such as "lora.rank was 64 and is 32", for every setting that a resumed run may not change."""
+def differences(old: Config, new: Config, by_contents: bool = False) -> list[str]:
+    """Sentences such as "lora.rank was 64 and is 32", for every setting that a resumed run may not change.
 
+    by_contents: what the settings in COMPARED_BY_CONTENTS name is compared elsewhere.
+    """
     before, after = dict(flat(old)), dict(flat(new))
-    keys = [key for key in before | after if key not in FREE_TO_CHANGE and before.get(key) != after.get(key)]
-    return [f"{key} was {before.get(key)} and is {after.get(key)}" for key in keys]
+    free = FREE_TO_CHANGE | (COMPARED_BY_CONTENTS if by_contents else set())
+    if before["encoded_prompts"] and after["encoded_prompts"]:
+        free = free | {"encoded_prompts"}  # wherever they lie, they say what they were encoded from
+    keys = [key for key in before | after if key not in free and before.get(key) != after.get(key)]
+    return [f"{key} was {quoted(before.get(key))} and is {quoted(after.get(key))}" for key in keys]

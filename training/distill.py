@@ -10,9 +10,11 @@ own rows of it, so several processes together do what one would.
 """
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -49,13 +51,14 @@ from .machine import (
     precision_of,
     shares,
 )
+from .made_of import check_made_of, made_of, write_made_of
 from .nasa import nasa_arguments
 from .preview import Preview
 from .progress import Metrics, ScoreGaps, summary
 from .prompts import PromptOrder, read_prompts
-from .runs import find_saved, write_config
+from .runs import claimed, find_saved, write_config
 from .sharding import check_can_shard, load_optimizer, put_together, shard, whole
-from .student import load_student, make_student, student_state
+from .student import load_student, make_student, student_origin, student_state
 from .teachers import Teachers
 from .text import Text
 from .warm_start import make_pairs
@@ -70,10 +73,18 @@ def distill(config: Config, resume: bool = False, stop: Callable[[], bool] = lam
     """
     # --- the run folder and the machine ---------------------------------------------------------------------------
     run = Path(config.output)
-    saved = find_saved(run, config, resume)
     check_writable(run)
-    torch.manual_seed(config.seed)  # the adapters' first weights; nothing else draws from the global generator
     accelerator, sharded = make_accelerator(config)
+    with ExitStack() as held:
+        on_main(accelerator, lambda: held.enter_context(claimed(run)))
+        return _distill(config, resume, stop, accelerator, sharded)
+
+
+def _distill(config: Config, resume: bool, stop: Callable[[], bool], accelerator: Accelerator, sharded: bool) -> Path:
+    """`distill` in a run folder that is this process's own."""
+    run = Path(config.output)
+    saved = find_saved(run, config, resume)
+    torch.manual_seed(config.seed)  # the adapters' first weights; nothing else draws from the global generator
     device, bf16 = accelerator.device, precision_of(config) == "bf16"
     parts = shares(config, accelerator)  # this process's rows of the batch, a slice for each forward
     with accelerator.main_process_first():  # which may have to fetch them
@@ -92,14 +103,16 @@ def distill(config: Config, resume: bool = False, stop: Callable[[], bool] = lam
     embeddings = (
         EncodedPrompts(config, backbone, prompts)
         if config.encoded_prompts
-        else PromptEmbeddings(backbone, prompts, config.text_cache_megabytes, config.null_prompt)
+        else PromptEmbeddings(backbone, prompts, config.text_cache_megabytes, config.null_prompt, stop)
     )
-    if config.nasa:
-        negatives = read_prompts(config.nasa.prompts)
-        negative_order = PromptOrder(len(negatives), config.seed)
+    negatives = read_prompts(config.nasa.prompts) if config.nasa else []
+    negative_order = PromptOrder(len(negatives), config.seed)
     clip = ClipEmbeddings(config.clip, backbone) if config.clip else None
+    origin = student_origin(backbone, config.student)
+    contents = made_of(config, backbone, prompts, negatives, clip, origin)
+    on_main(accelerator, check_made_of, run, contents)
 
-    student = make_student(backbone, config.student, bf16, nasa=config.nasa is not None)
+    student = make_student(origin, config.student, bf16, nasa=config.nasa is not None)
     if bf16:
         halve_frozen_weights(backbone.network)
     teachers = Teachers(backbone.network, config.lora, backbone.predict)
@@ -150,9 +163,9 @@ def distill(config: Config, resume: bool = False, stop: Callable[[], bool] = lam
 
     order = PromptOrder(len(prompts), config.seed)
     if first < warm_steps:
-        shared = (config.warm_start, config.seed, backbone, teachers.frozen, embeddings, shape)
-        with accelerator.main_process_first():
-            pairs = make_pairs(run / "warm_start", *shared)
+        shared = (config.warm_start, config.seed, backbone, teachers.frozen, embeddings, shape, contents, stop)
+        on_main(accelerator, make_pairs, run / "warm_start", *shared)
+        pairs = make_pairs(run / "warm_start", *shared)
         pair_order = PromptOrder(config.warm_start.pairs, config.seed)
 
     # --- one sample, one update, one checkpoint -------------------------------------------------------------------
@@ -193,6 +206,7 @@ def distill(config: Config, resume: bool = False, stop: Callable[[], bool] = lam
 
     # --- what people watch ----------------------------------------------------------------------------------------
     on_main(accelerator, write_config, run, config)
+    on_main(accelerator, write_made_of, run, contents)
     preview = Preview(config, backbone, shape, student, embeddings.texts(config.sample_prompts))
     metrics = Metrics(run, first, accelerator, config)
     gaps = ScoreGaps(len(backbone.alphas), device)
@@ -345,4 +359,4 @@ def distill(config: Config, resume: bool = False, stop: Callable[[], bool] = lam
             bar.close()
             raise KeyboardInterrupt(f"Stopped after step {done_steps}, all saved; go on with --resume.")
     metrics.close()
-    return run / "checkpoints" / f"step-{config.total_steps:08d}"
+    return checkpoints.newest_first(run)[0]

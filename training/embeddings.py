@@ -1,6 +1,6 @@
 """Prompts as the network sees them: a table where they fit in memory, encoded batch by batch where they don't."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tqdm import tqdm
 
@@ -17,7 +17,15 @@ class PromptEmbeddings:
     other company after a resume, and batches of other sizes round differently.
     """
 
-    def __init__(self, backbone: LatentDiffusion, prompts: Sequence[str], megabytes: int, null_prompt: str = ""):
+    def __init__(
+        self,
+        backbone: LatentDiffusion,
+        prompts: Sequence[str],
+        megabytes: int,
+        null_prompt: str = "",
+        stop: Callable[[], bool] = lambda: False,
+    ):
+        """stop() is asked between chunks of prompts; once true, KeyboardInterrupt is raised."""
         self.backbone, self.prompts = backbone, prompts
         self.null = backbone.encode([null_prompt])
         self._rows: dict[str, int] = {}
@@ -27,7 +35,11 @@ class PromptEmbeddings:
         unique = list(dict.fromkeys(prompts))
         if len(unique) * size <= megabytes * 2**20:
             chunks = [unique[start : start + CHUNK] for start in range(0, len(unique), CHUNK)]
-            table = [backbone.encode(chunk) for chunk in tqdm(chunks, desc="encoding prompts", disable=len(chunks) < 4)]
+            table = []
+            for chunk in tqdm(chunks, desc="encoding prompts", disable=len(chunks) < 4):
+                if table and stop():
+                    raise KeyboardInterrupt("Stopped while prompts were encoded, before any step; nothing is lost.")
+                table.append(backbone.encode(chunk))
             self._table = Text.join(*table)
             self._rows = {prompt: row for row, prompt in enumerate(unique)}
 

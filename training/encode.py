@@ -11,7 +11,7 @@ interrupted encoding goes on with the first shard that is not there.
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +25,32 @@ from .atomic import atomic_file
 from .backbones import LatentDiffusion, load_backbone
 from .backbones.sources import is_single_file
 from .config import Config
-from .errors import UserError
+from .errors import UserError, quoted
 from .prompts import digest, read_prompts
+from .runs import claimed
 from .text import Text
 
 FORMAT, SHARD, BATCH = 1, 1024, 32  # prompts a shard, prompts a batch
 READ_BYTES, PLACES = 4096, 256  # of a weight file: enough to tell one fine-tune from another without reading it all
 
 
-def encode_prompts(config: Config, resume: bool = True) -> Path:
+def encode_prompts(config: Config, resume: bool = True, stop: Callable[[], bool] = lambda: False) -> Path:
     """Encodes config.prompts into the folder config.encoded_prompts, with progress; returns the folder.
 
     resume: go on with what is there; else encode all anew. Raises UserError: no folder named, a folder that holds the
-    embeddings of other prompts or of another text encoder, a full disk. Ctrl-C loses at most the shard in hand.
+    embeddings of other prompts or of another text encoder, a full disk. stop() is asked between shards; once true,
+    KeyboardInterrupt is raised.
     """
     if not config.encoded_prompts:
         raise UserError("encoded_prompts is not set; name the folder for the encoded prompts in the config.")
     folder = Path(config.encoded_prompts)
+    with claimed(folder):
+        _encode(config, folder, resume, stop)
+    return folder
+
+
+def _encode(config: Config, folder: Path, resume: bool, stop: Callable[[], bool]) -> None:
+    """`encode_prompts` into a folder that is this process's own."""
     prompts = read_prompts(config.prompts, config.prompt_column, config.skip_bad_prompts)
     extras = extra_texts(config)
     device = "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
@@ -72,7 +81,11 @@ def encode_prompts(config: Config, resume: bool = True) -> Path:
             _write(shard_path(folder, first), texts)
             if place == 0:
                 _check_space(folder, shard_path(folder, first).stat().st_size * (len(missing) - 1))
-    return folder
+            if place + 1 < len(missing) and stop():
+                bar.close()
+                raise KeyboardInterrupt(
+                    f"Stopped; {bar.n} of {len(prompts)} prompts are encoded and kept, the same command goes on."
+                )
 
 
 class EncodedPrompts:
@@ -93,7 +106,7 @@ class EncodedPrompts:
         shards = [shard_path(self.folder, first) for first in range(0, len(prompts), SHARD)]
         if missing := [path for path in [*shards, self._extra] if not path.exists()]:
             raise UserError(
-                f"{self.folder} is not complete: {len(missing)} of {len(shards) + 1} files are missing; run "
+                f"{quoted(self.folder)} is not complete: {len(missing)} of {len(shards) + 1} files are missing; run "
                 f"`python -m training encode` with this config, which goes on where it stopped."
             )
         self.null = self.texts([config.null_prompt])
@@ -105,7 +118,9 @@ class EncodedPrompts:
     def texts(self, texts: Sequence[str]) -> Text:
         """The same for null, sample and negative prompts of the config. Raises UserError for any other text."""
         if other := [text for text in texts if text not in self._extras]:
-            raise UserError(f"{self.folder} does not hold `{other[0]}`; run `python -m training encode` again.")
+            raise UserError(
+                f"{quoted(self.folder)} does not hold `{quoted(other[0])}`; run `python -m training encode` again."
+            )
         return self._rows([(self._extra, self._extras[text]) for text in texts])
 
     def nulls(self, count: int) -> Text:
@@ -129,7 +144,8 @@ class EncodedPrompts:
                 self._shards[path] = file.get_slice("embeddings"), file.get_tensor("offsets")
             except (OSError, safetensors.SafetensorError) as error:
                 raise UserError(
-                    f"Cannot read {path}: {error}; delete the file and run `python -m training encode` again."
+                    f"Cannot read {quoted(path)}: {quoted(error)}; delete the file and run `python -m training encode` "
+                    f"again."
                 ) from None
         return self._shards[path]
 
@@ -170,7 +186,8 @@ def read_index(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         raise UserError(
-            f"{folder} holds no encoded prompts ({reason}); make them with `python -m training encode CONFIG`."
+            f"{quoted(folder)} holds no encoded prompts ({quoted(reason)}); make them with "
+            f"`python -m training encode CONFIG`."
         ) from None
 
 
@@ -188,7 +205,8 @@ def fingerprint(backbone: LatentDiffusion) -> str | None:
             root = Path(huggingface_hub.snapshot_download(backbone.parts, allow_patterns=wanted, local_files_only=True))
         except (OSError, ValueError):
             return None
-    files = [file for part in ("text_encoder", "tokenizer") for file in sorted((root / part).iterdir())]
+    parts = (root / part for part in ("text_encoder", "tokenizer"))
+    files = [file for part in parts for file in sorted(part.iterdir()) if file.is_file()]
     if is_single_file(backbone.source) and _holds_text_encoder(backbone.source):
         files.append(Path(backbone.source))
     found = hashlib.sha256()
@@ -218,7 +236,7 @@ def _refuse_differences(folder: Path, found: dict[str, Any], wanted: dict[str, A
     if changed:
         told = "; ".join(f"{key} was {found.get(key)} and is {wanted[key]}" for key in changed)
         raise UserError(
-            f"{folder} holds the embeddings of other prompts or another text encoder ({told}); "
+            f"{quoted(folder)} holds the embeddings of other prompts or another text encoder ({told}); "
             f"name another folder as encoded_prompts, or delete this one and encode again."
         )
 
@@ -243,6 +261,6 @@ def _check_space(folder: Path, needed: int) -> None:
     """Raises UserError, after the first shard, where the others will not fit."""
     if needed > (free := shutil.disk_usage(folder).free):
         raise UserError(
-            f"{folder} needs about {needed / 2**30:.1f} GiB more and its disk has {free / 2**30:.1f}; free some, or "
-            f"name a folder on another disk as encoded_prompts."
+            f"{quoted(folder)} needs about {needed / 2**30:.1f} GiB more and its disk has {free / 2**30:.1f}; free "
+            f"some, or name a folder on another disk as encoded_prompts."
         )

@@ -15,7 +15,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from .config import Config
-from .errors import UserError
+from .errors import UserError, quoted, quoted_value
 from .sharding import own_part
 
 OPTIMIZER_BYTES = {"adamw": 8, "adamw_8bit": 2}  # a weight
@@ -33,7 +33,8 @@ def make_accelerator(config: Config) -> tuple[Accelerator, bool]:
         torch.set_flush_denormal(True)  # Adam's tiny second moments are slow as denormals
     tracker = config.tracker
     if tracker is not None and tracker not in LOGGER_TYPE_TO_CLASS:
-        raise UserError(f"tracker is {tracker!r}; allowed is one of {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}.")
+        known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
+        raise UserError(f"tracker is {quoted_value(tracker)}; allowed is one of {known}.")
     # Taken from accelerate, which would split all that it prepares: the LoRA teacher is better left whole.
     fsdp = os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() == "true"
     try:
@@ -41,7 +42,7 @@ def make_accelerator(config: Config) -> tuple[Accelerator, bool]:
             mixed_precision=precision_of(config), cpu=on_cpu, log_with=tracker, project_dir=config.output
         )
     except (ValueError, ImportError) as error:
-        raise UserError(f"accelerate cannot start: {' '.join(str(error).split())}") from None
+        raise UserError(f"accelerate cannot start: {quoted(error)}") from None
     if tracker is not None and not accelerator.log_with:
         raise UserError(f"tracker is {tracker}, but it is not installed; `pip install {tracker}`, or `tracker: null`.")
     if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
@@ -81,17 +82,17 @@ def gathering(accelerator: Accelerator, network: nn.Module, last: bool) -> Itera
 
 
 def on_main(accelerator: Accelerator, action: Callable[..., None], *arguments: Any) -> None:
-    """action(*arguments) in the first process while the others wait; its UserError is raised in all: none hangs."""
-    told: list[str | None] = [None]
+    """action(*arguments) in the first process while the others wait; what ends it is raised in all: none hangs."""
+    raised: list[UserError | KeyboardInterrupt | None] = [None]
     if accelerator.is_main_process:
         try:
             action(*arguments)
-        except UserError as error:
-            told = [str(error)]
+        except (UserError, KeyboardInterrupt) as error:
+            raised = [error]
     if accelerator.num_processes > 1:
-        broadcast_object_list(told)
-    if told[0] is not None:
-        raise UserError(told[0])
+        broadcast_object_list(raised)
+    if raised[0] is not None:
+        raise raised[0]
 
 
 def any_process(accelerator: Accelerator, flag: bool) -> bool:
@@ -159,7 +160,8 @@ def check_writable(folder: Path) -> None:
         with TemporaryFile(dir=there):
             pass
     except OSError as error:
-        raise UserError(f"Cannot write to {there} ({error.strerror}); give another --output.") from None
+        reason = quoted(error.strerror or error)
+        raise UserError(f"Cannot write to {quoted(there)} ({reason}); give another --output.") from None
 
 
 @contextlib.contextmanager

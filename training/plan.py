@@ -139,8 +139,7 @@ def _count(network: nn.Module, trainable: bool = False) -> int:
 
 
 def _latent_shape(config: Config, described: dict) -> tuple[int, int, int]:
-    own = described.get("sample_size") or 64
-    height, width = config.latent_size or ((own, own) if isinstance(own, int) else own)
+    height, width = config.latent_size or backbone_class(config.backbone).own_size(described)
     return described["in_channels"], height, width
 
 

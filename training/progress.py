@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .atomic import atomic_file
 from .config import Config, flat
-from .errors import UserError
+from .errors import UserError, quoted
 
 
 def summary(figures: dict[str, float]) -> str:
@@ -37,7 +37,7 @@ class Metrics:
             try:
                 accelerator.init_trackers("snoopi", config=plain)
             except ImportError as error:
-                raise UserError(f"tracker is {config.tracker}, which is not wholly installed here ({error}).") from None
+                raise UserError(f"tracker is {config.tracker}, not wholly installed here ({quoted(error)}).") from None
         if not accelerator.is_main_process:
             return
         path = run / "metrics.jsonl"
@@ -98,7 +98,7 @@ class ScoreGaps:
 
 
 class StopSignal:
-    """Ctrl-C or SIGTERM: the step in hand is finished and saved. A second Ctrl-C stops at once."""
+    """Ctrl-C or SIGTERM: the step or shard in hand is finished and saved. A second Ctrl-C stops at once."""
 
     def __init__(self):
         self.asked = False
@@ -110,5 +110,5 @@ class StopSignal:
 
     def _ask(self, kind: int, frame: object) -> None:
         self.asked = True
-        print("\nFinishing this step and saving; once more to stop at once.", file=sys.stderr)
+        print("\nStopping as soon as what is in hand is saved; once more to stop at once.", file=sys.stderr)
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, urlsplit
 import numpy
 from tqdm import tqdm
 
-from .errors import UserError
+from .errors import UserError, quoted
 
 COLUMNS = ("prompt", "caption", "text")  # tried in this order
 LONGEST = 10_000  # characters; every text encoder stops reading long before
@@ -43,7 +43,7 @@ def read_prompts(source: str | Path, column: str | None = None, skip_bad: bool =
         path = Path(source)
         if path.suffix not in READERS:
             kinds = ", ".join(f"{suffix} ({how})" for suffix, how in READERS.items())
-            raise UserError(f"The prompt file {path} must end in {kinds}, or be {STREAM}OWNER/NAME.")
+            raise UserError(f"The prompt file {quoted(path)} must end in {kinds}, or be {STREAM}OWNER/NAME.")
         reader = {".txt": _txt_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}[path.suffix]
         rows = reader(path, column)
     return _checked(text, rows, skip_bad)
@@ -69,11 +69,13 @@ def _checked(source: str, rows: Iterable[Row], skip_bad: bool) -> list[str]:
             long = f"the prompt has {len(prompt)} characters, allowed are {LONGEST}" if prompt else "no prompt"
             first = f"{unit} {number}: {'a NUL character in the prompt' if prompt and chr(0) in prompt else long}"
     if bad and skip_bad:
-        print(f"{source}: {bad} empty or huge prompts are left out; the first is {first}.", file=sys.stderr)
+        print(f"{quoted(source)}: {bad} empty or huge prompts are left out; the first is {first}.", file=sys.stderr)
     elif bad:
-        raise UserError(f"{source}, {first}; correct or delete it ({bad} such in this file), or set skip_bad_prompts.")
+        raise UserError(
+            f"{quoted(source)}, {first}; correct or delete it ({bad} such in this file), or set skip_bad_prompts."
+        )
     if not prompts:
-        raise UserError(f"The prompt file {source} holds no prompt; write at least one, one a line.")
+        raise UserError(f"The prompt file {quoted(source)} holds no prompt; write at least one, one a line.")
     return prompts
 
 
@@ -84,11 +86,11 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         with path.open("rb") as file:
             for number, raw in enumerate(file, 1):
                 if number == 1 and raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-                    raise UserError(f"{path}, line 1: this is UTF-16 text, not UTF-8; save it as UTF-8.")
+                    raise UserError(f"{quoted(path)}, line 1: this is UTF-16 text, not UTF-8; save it as UTF-8.")
                 try:
                     line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
                 except UnicodeDecodeError:
-                    raise UserError(f"{path}, line {number}: not UTF-8 text; save the file as UTF-8.") from None
+                    raise UserError(f"{quoted(path)}, line {number}: not UTF-8 text; save the file as UTF-8.") from None
                 if not line:
                     blank.append((number, line))
                     continue
@@ -96,7 +98,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 blank.clear()
                 yield number, line
     except OSError as error:
-        raise UserError(f"Cannot read the prompt file {path}: {error.strerror}.") from None
+        raise UserError(f"Cannot read the prompt file {quoted(path)}: {quoted(error.strerror or error)}.") from None
 
 
 def _txt_rows(path: Path, column: str | None) -> Iterator[Row]:
@@ -111,13 +113,13 @@ def _jsonl_rows(path: Path, column: str | None) -> Iterator[Row]:
         try:
             entry = json.loads(line)
         except (json.JSONDecodeError, RecursionError):
-            raise UserError(f"{path}, line {number}: not valid JSON.") from None
+            raise UserError(f"{quoted(path)}, line {number}: not valid JSON.") from None
         if isinstance(entry, dict):
             key = column or next((name for name in COLUMNS if name in entry), None)
             if key is None or key not in entry:
-                wanted = f"`{column}`" if column else " or ".join(f"`{name}`" for name in COLUMNS)
+                wanted = f"`{quoted(column)}`" if column else " or ".join(f"`{name}`" for name in COLUMNS)
                 raise UserError(
-                    f'{path}, line {number}: no prompt; there is no key {wanted}, write {{"prompt": "a pet"}}.'
+                    f'{quoted(path)}, line {number}: no prompt; there is no key {wanted}, write {{"prompt": "a pet"}}.'
                 )
             entry = entry[key]
         yield "line", number, entry
@@ -128,7 +130,7 @@ def _parquet_rows(path: Path, column: str | None) -> Iterator[Row]:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        raise UserError(f"Reading {path} needs the package pyarrow; install the extra `training`.") from None
+        raise UserError(f"Reading {quoted(path)} needs the package pyarrow; install the extra `training`.") from None
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
@@ -136,25 +138,29 @@ def _parquet_rows(path: Path, column: str | None) -> Iterator[Row]:
             kind = file.schema_arrow.field(name).type
             if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
                 raise UserError(
-                    f"{path}: the column `{name}` holds {kind}, not text; name the column with the prompts."
+                    f"{quoted(path)}: the column `{quoted(name)}` holds {quoted(str(kind))}, not text; "
+                    f"name the column with the prompts."
                 )
             for batch in file.iter_batches(columns=[name]):
                 for value in batch.column(0).to_pylist():
                     number += 1
                     yield "row", number, value
     except OSError as error:
-        reason = error.strerror or " ".join(str(error).split())[:160]
-        raise UserError(f"Cannot read the prompt file {path} after row {number}: {reason}.") from None
+        raise UserError(
+            f"Cannot read the prompt file {quoted(path)} after row {number}: {quoted(error.strerror or error)}."
+        ) from None
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{path}, after row {number}: the parquet file is damaged ({reason}); copy it again.") from None
+        raise UserError(
+            f"{quoted(path)}, after row {number}: the parquet file is damaged ({quoted(error)}); copy it again."
+        ) from None
 
 
 def _column(source: str, names: list[str], column: str | None) -> str:
     found = [name for name in ([column] if column else COLUMNS) if name in names]
     if not found:
-        wanted = f"`{column}`" if column else " or ".join(f"`{name}`" for name in COLUMNS)
-        raise UserError(f"{source} has no column {wanted}; it has {', '.join(names[:20])}: name the right one.")
+        wanted = f"`{quoted(column)}`" if column else " or ".join(f"`{name}`" for name in COLUMNS)
+        known = quoted(", ".join(names))
+        raise UserError(f"{quoted(source)} has no column {wanted}; it has {known}: name the right one.")
     return found[0]
 
 
@@ -166,7 +172,7 @@ def snapshot(source: str, column: str | None = None) -> Path:
     try:
         import datasets
     except ImportError:
-        raise UserError(f"Reading {source} needs the package datasets; install the extra `training`.") from None
+        raise UserError(f"Reading {quoted(source)} needs the package datasets; install the extra `training`.") from None
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "snoopi-prompts"
     target = folder / f"{hashlib.sha256(f'{source} {column}'.encode()).hexdigest()[:16]}.jsonl"
     if target.exists():
@@ -174,7 +180,7 @@ def snapshot(source: str, column: str | None = None) -> Path:
     address = urlsplit(source)
     options = dict(parse_qsl(address.query))
     if odd := sorted(set(options) - {"split", "name", "revision"}):
-        raise UserError(f"{source}: there is no option `{odd[0]}`; known are split, name and revision.")
+        raise UserError(f"{quoted(source)}: there is no option `{quoted(odd[0])}`; known are split, name and revision.")
     try:
         stream = datasets.load_dataset(
             address.netloc + address.path, split=options.pop("split", "train"), streaming=True, **options
@@ -196,8 +202,7 @@ def snapshot(source: str, column: str | None = None) -> Path:
     except UserError:
         raise
     except Exception as error:  # the library passes on whatever its many readers raise
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"Cannot fetch prompts from {source}: {reason}.") from error
+        raise UserError(f"Cannot fetch prompts from {quoted(source)}: {quoted(error)}.") from error
     return target
 
 

@@ -1,16 +1,22 @@
 """The run folder: claimed by `distill`, opened by `export` and `sample`."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import filelock
 import yaml
 from torch import Tensor
 
 from . import checkpoint as checkpoints
 from . import config as configs
 from .atomic import atomic_file
-from .errors import UserError
+from .errors import UserError, quoted
+from .made_of import is_recorded
+
+LOCK = ".lock"
 
 
 @dataclass
@@ -32,13 +38,45 @@ def open_run(source: str | Path) -> Run:
     folder = source.parent.parent if inside else source
     if not (folder / "config.yaml").is_file():
         raise UserError(
-            f"{source} is no run: there is no {folder / 'config.yaml'}; give the folder that distill wrote."
+            f"{quoted(source)} is no run: there is no {quoted(folder / 'config.yaml')}; give the folder that distill "
+            f"wrote."
         )
     load = checkpoints.load if inside else checkpoints.load_newest
     checkpoint = load(source, optimizers=False)
     if checkpoint is None:
-        raise UserError(f"{source} holds no whole checkpoint yet; let the run go on with `distill --resume`.")
+        raise UserError(
+            f"{quoted(source)} holds no checkpoint yet; let the run go on with `distill --resume` until it has saved."
+        )
     return Run(folder, configs.load(folder / "config.yaml"), checkpoint)
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Inside, no other process writes into `folder`; its lock ends with the process, however that ends.
+
+    What was made for the lock alone is gone afterwards. Raises UserError where another process holds the folder.
+    """
+    new = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    lock = filelock.FileLock(folder / LOCK)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise UserError(
+            f"Another process is at work in {quoted(folder)}; wait for its end, or give another folder."
+        ) from None
+    except NotImplementedError:  # some network disks
+        print(f"{quoted(folder)}: this disk has no locks, so start no second process in there.", file=sys.stderr)
+    except OSError as error:
+        raise UserError(f"Cannot write to {quoted(folder)} ({quoted(error.strerror or error)}).") from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # a folder that is not empty stays; Windows keeps the open file
+            (folder / LOCK).unlink()
+            for parent in new:  # nothing came of it
+                parent.rmdir()
+        lock.release()
 
 
 def find_saved(run: Path, config: configs.Config, resume: bool) -> checkpoints.Checkpoint | None:
@@ -47,22 +85,31 @@ def find_saved(run: Path, config: configs.Config, resume: bool) -> checkpoints.C
     Raises UserError for a folder that holds a run already, or one started with other settings.
     """
     path = run / "config.yaml"
+    if not path.exists() and checkpoints.newest_first(run):
+        raise UserError(f"{quoted(run)} holds checkpoints but no config.yaml; put it back, or give another --output.")
     if path.exists() and not resume:
-        raise UserError(f"{run} already holds a run; add --resume to go on with it, or give another --output.")
+        raise UserError(f"{quoted(run)} already holds a run; add --resume to go on with it, or give another --output.")
     saved = None
     if path.exists():
-        changed = configs.differences(configs.load(path), config)
-        if changed:
+        if changed := configs.differences(configs.load(path), config, by_contents=is_recorded(run)):
             raise UserError(
-                f"{run} was started with another config: {'; '.join(changed)}. Set these back or give another --output."
+                f"{quoted(run)} was started with another config: {'; '.join(changed)}. Set these back or give another "
+                f"--output."
             )
         saved = checkpoints.load_newest(run)
+        if saved and not {"student", "lora"} <= saved.weights.keys() & saved.optimizers.keys():
+            raise UserError(f"The checkpoints of {quoted(run)} cannot be gone on from: LoRA or optimisers are missing.")
+    if saved and saved.state["step"] > config.total_steps:
+        raise UserError(
+            f"{quoted(run)} has come to step {saved.state['step']}, and this config ends at {config.total_steps}; "
+            f"write more `steps`, or `export` what there is."
+        )
     if resume and saved is None:
-        print(f"{run} holds no checkpoint yet; the run starts from the beginning.", file=sys.stderr)
+        print(f"{quoted(run)} holds no checkpoint yet; the run starts from the beginning.", file=sys.stderr)
     return saved
 
 
 def write_config(run: Path, config: configs.Config) -> None:
     """The resolved config, every default spelled out. Raises UserError (disk)."""
     with atomic_file(run / "config.yaml") as temporary:
-        temporary.write_text(yaml.safe_dump(configs.to_dict(config), sort_keys=False))
+        temporary.write_text(yaml.safe_dump(configs.to_dict(config), sort_keys=False), encoding="utf-8")

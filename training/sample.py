@@ -8,7 +8,7 @@ import torch
 
 from .backbones import LatentDiffusion, load_backbone
 from .config import Start
-from .errors import UserError
+from .errors import UserError, quoted
 from .preview import save_grid
 from .runs import open_run
 from .student import plain_student
@@ -30,7 +30,7 @@ def load_model(source: str, teacher: str | None = None, backbone: str | None = N
         base = teacher or told.get("snoopi.base_model")
         if not base:
             raise UserError(
-                f"{source} does not say which model it was made from; name its diffusers folder with --teacher."
+                f"{quoted(source)} does not say which model it was made from; name its diffusers folder with --teacher."
             )
         loaded = load_backbone(told.get("snoopi.backbone", backbone or "stable_diffusion"), base, device)
         loaded.network = loaded.load_network(source).requires_grad_(False).eval().to(device)
@@ -91,4 +91,4 @@ def _metadata(path: Path) -> dict[str, str]:
         with safetensors.safe_open(path, "pt") as file:
             return file.metadata() or {}
     except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"Cannot read {path}: {error}; the file is missing or damaged.") from None
+        raise UserError(f"Cannot read {quoted(path)}: {quoted(error)}; the file is missing or damaged.") from None

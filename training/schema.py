@@ -7,7 +7,7 @@ import types
 import typing
 from typing import Any, Literal
 
-from .errors import UserError
+from .errors import UserError, quoted, quoted_value
 
 REQUIRED = dataclasses.MISSING
 
@@ -32,20 +32,23 @@ def plain(value: Any) -> Any:
 def block(schema: type, content: Any, source: str, prefix: str = "") -> Any:
     """A `schema` object from plain YAML values. Raises UserError that names key, value and what is allowed."""
     if not isinstance(content, dict):
-        raise UserError(f"{source}: {prefix.rstrip('.')} is {content!r}; it must be a mapping of settings.")
+        raise UserError(
+            f"{quoted(source)}: {prefix.rstrip('.')} is {quoted_value(content)}; it must be a mapping of settings."
+        )
     fields = {field.name: field for field in dataclasses.fields(schema)}
     hints = typing.get_type_hints(schema)
     for key in content:
         if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, n=1)
+            near = difflib.get_close_matches(quoted(key), fields, n=1)
             hint = f"did you mean `{near[0]}`?" if near else f"known are: {', '.join(fields)}."
-            raise UserError(f"{source}: there is no setting `{prefix}{key}`; {hint}")
+            raise UserError(f"{quoted(source)}: there is no setting `{prefix}{quoted(key)}`; {hint}")
     values = {}
     for name, field in fields.items():
         if name in content:
             values[name] = _value(hints[name], content[name], field.metadata, source, prefix + name)
         elif field.default is REQUIRED and field.default_factory is REQUIRED:
-            raise UserError(f"{source}: `{prefix}{name}` is missing; it is the {field.metadata['description']}.")
+            told = field.metadata["description"]
+            raise UserError(f"{quoted(source)}: `{prefix}{name}` is missing; it is the {told}.")
     return schema(**values)
 
 
@@ -53,7 +56,7 @@ def _value(kind: Any, value: Any, limits: Any, source: str, key: str) -> Any:
     """`value` as `kind`, or UserError. YAML reads 1e-6 as a string, so strings that are numbers count as numbers."""
 
     def refuse(allowed: str) -> typing.NoReturn:
-        raise UserError(f"{source}: {key} is {value!r}; allowed is {allowed}.")
+        raise UserError(f"{quoted(source)}: {key} is {quoted_value(value)}; allowed is {allowed}.")
 
     if dataclasses.is_dataclass(kind):
         return block(kind, value, source, key + ".")

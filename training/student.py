@@ -7,26 +7,33 @@ from torch import Tensor, nn
 
 from .adapter import adapter_state, add_adapter, halve_frozen_weights, load_adapter
 from .backbones import LatentDiffusion
+from .backbones.sources import check_source
 from .config import Student
-from .errors import UserError
+from .errors import UserError, quoted
 from .nasa import add_nasa
 from .sharding import split_as
 
 
-def make_student(backbone: LatentDiffusion, settings: Student, bf16: bool = False, nasa: bool = False) -> nn.Module:
-    """The student before its first step; trainable weights in fp32, a 1e-6 update would vanish in bf16.
+def student_origin(backbone: LatentDiffusion, settings: Student) -> nn.Module:
+    """The network that the student starts from, its own copy. Raises UserError."""
+    if not settings.start_from:
+        return copy.deepcopy(backbone.network)
+    check_source(settings.start_from)
+    network = backbone.load_network(settings.start_from).to(backbone.device).eval()
+    own, teachers = (
+        {name: weight.shape for name, weight in either.named_parameters()} for either in (network, backbone.network)
+    )
+    if own != teachers:
+        raise UserError(f"student.start_from: {quoted(settings.start_from)} has other layers than the teacher.")
+    return network
+
+
+def make_student(network: nn.Module, settings: Student, bf16: bool = False, nasa: bool = False) -> nn.Module:
+    """The student before its first step, of its `student_origin`; trainable weights in fp32, a 1e-6 update would vanish
+    in bf16.
 
     bf16: frozen weights (below a LoRA) in half the size. nasa: takes negative prompts. Raises UserError.
     """
-    if settings.start_from:
-        network = backbone.load_network(settings.start_from).to(backbone.device).eval()
-        own, teachers = (
-            {name: weight.shape for name, weight in either.named_parameters()} for either in (network, backbone.network)
-        )
-        if own != teachers:
-            raise UserError(f"student.start_from: {settings.start_from} has other layers than the teacher.")
-    else:
-        network = copy.deepcopy(backbone.network)
     if nasa:
         add_nasa(network)
     if settings.lora is None:
@@ -52,7 +59,7 @@ def load_student(student: nn.Module, state: dict[str, Tensor]) -> None:
 
 def plain_student(backbone: LatentDiffusion, settings: Student, state: dict[str, Tensor]) -> nn.Module:
     """A network without peft that holds the student of a checkpoint, a LoRA merged into the weights it started from."""
-    student = make_student(backbone, settings)
+    student = make_student(student_origin(backbone, settings), settings)
     load_student(student, state)
     if isinstance(student, peft.PeftModel):
         student = student.merge_and_unload()

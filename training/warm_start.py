@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import safetensors
@@ -43,14 +44,17 @@ def make_pairs(
     predict: Predict,
     embeddings: PromptEmbeddings,
     shape: tuple[int, int, int],
+    contents: dict[str, str],
+    stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Tensor]:
     """z and x0 fp32 [pairs, c, h, w] and prompt int64 [pairs] (an index into the prompt list), on the CPU.
 
     Made in shards of 64, each a file of its own: an interrupted run goes on with the next shard. A shard made with
-    other settings or prompts is made again.
+    other settings, or of other `contents` (what made_of.py tells of prompts and teacher), is made again. stop() is
+    asked between shards; once true, KeyboardInterrupt is raised.
     """
-    steps, scale, source = settings.sampler_steps, settings.guidance_scale, backbone.source
-    described = [steps, scale, seed, embeddings.prompts, shape, source]
+    steps, scale = settings.sampler_steps, settings.guidance_scale
+    described = [steps, scale, seed, shape, contents]
     signature = hashlib.sha256(json.dumps(described).encode()).hexdigest()
     order = PromptOrder(len(embeddings.prompts), seed)
     shards = []
@@ -64,6 +68,11 @@ def make_pairs(
             shard = {"z": z, "x0": x0.cpu(), "prompt": torch.tensor(prompt)}
             with atomic_file(path) as temporary:
                 safetensors.torch.save_file(shard, temporary, {"signature": signature})
+            if start + count < settings.pairs and stop():
+                raise KeyboardInterrupt(
+                    f"Stopped while the teacher's samples were made; {start + count} of {settings.pairs} are kept, go "
+                    f"on with --resume."
+                )
         shards.append(shard)
     return {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
 

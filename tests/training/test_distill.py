@@ -144,7 +144,7 @@ def test_bf16_on_the_cpu_trains_fp32_masters(settings, tmp_path):
 
 def test_stop_saves_the_step_in_hand(settings, tmp_path):
     with pytest.raises(KeyboardInterrupt, match="Stopped after step 1"):
-        distill(parse(settings | {"checkpoint_every": 100}), stop=lambda: True)
+        distill(parse(settings | {"checkpoint_every": 100, "warm_start": None}), stop=lambda: True)
     assert load_newest(tmp_path / "run").state["step"] == 1
 
 
@@ -152,13 +152,11 @@ def test_nan_skips_the_update_and_stops_with_a_reason(settings, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(settings["teacher"], broken)
     unet = UNet2DConditionModel.from_pretrained(broken / "unet")
-    torch.nn.init.constant_(unet.conv_out.bias, float("nan"))
+    torch.nn.init.constant_(unet.conv_out.bias, 1e30)  # finite, its square is not
     unet.save_pretrained(broken / "unet")
     with pytest.raises(UserError, match="Stopped at step 2: 5 updates were skipped because .* NaN"):
         distill(parse(settings | {"teacher": str(broken), "max_bad_steps": 2, "warm_start": None}))
     student, teacher = load_newest(tmp_path / "run").weights["student"], unet.state_dict()
-    for state in (student, teacher):
-        assert state.pop("conv_out.bias").isnan().all()
     same_bits(student, dict(teacher))
 
 

@@ -7,16 +7,16 @@ To add one: a file with a subclass of LatentDiffusion (latent_diffusion.py says 
 import importlib
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import UserError, quoted_value
 from .latent_diffusion import LatentDiffusion
 
 
 def backbone_class(name: str) -> type[LatentDiffusion]:
     """The class of the file NAME.py. Raises UserError for a name without a file."""
-    shared = {"__init__", "latent_diffusion", "sources"}
+    shared = {"__init__", "latent_diffusion", "schedule", "sources"}
     known = sorted({file.stem for file in Path(__file__).parent.glob("*.py")} - shared)
     if name not in known:
-        raise UserError(f"backbone is {name!r}; allowed is one of {', '.join(known)}.")
+        raise UserError(f"backbone is {quoted_value(name)}; allowed is one of {', '.join(known)}.")
     return importlib.import_module(f".{name}", __package__).BACKBONE
 
 

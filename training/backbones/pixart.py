@@ -8,10 +8,10 @@ from diffusers import PixArtTransformer2DModel
 from torch import Tensor, nn
 from transformers import AutoTokenizer, T5Config, T5EncoderModel
 
-from ..errors import UserError
+from ..errors import UserError, quoted
 from ..text import Text
 from .latent_diffusion import LatentDiffusion
-from .sources import fill, load_part, read_tensors
+from .sources import fill, load_network, load_part, read_tensors
 
 TOKENS = 120  # PixArt-alpha's own prompt length
 XL = {
@@ -37,6 +37,7 @@ class PixArt(LatentDiffusion):
     """T5 is loaded when the first prompt is encoded, so a run that reads encoded prompts never holds it."""
 
     folder, network_class = "transformer", PixArtTransformer2DModel
+    class_names = ("PixArtTransformer2DModel", "Transformer2DModel")  # the second in PixArt's own older folders
     known = {
         "PixArt-alpha/PixArt-XL-2-512x512": XL,
         "PixArt-alpha/PixArt-XL-2-1024-MS": XL | {"sample_size": 128},
@@ -44,24 +45,14 @@ class PixArt(LatentDiffusion):
 
     def load_text(self) -> None:
         config = load_part(T5Config.from_pretrained, self.parts, "text_encoder")
-        self.tokenizer = load_part(AutoTokenizer.from_pretrained, self.parts, "tokenizer")
-        wanted = self.network.config.caption_channels
-        if config.d_model != wanted:
-            raise UserError(
-                f"{self.source}: the text encoder is {config.d_model} wide, the transformer wants {wanted}; "
-                f"they are no pair."
-            )
-        if len(self.tokenizer) > config.vocab_size:
-            raise UserError(
-                f"{self.parts}: the tokenizer knows {len(self.tokenizer)} tokens, the text encoder only "
-                f"{config.vocab_size}; they are no pair."
-            )
+        self.tokenizer = load_part(AutoTokenizer.from_pretrained, self.parts, "tokenizer", trust_remote_code=False)
+        self.check_text(config.d_model, self.network.config.caption_channels, config.vocab_size)
 
     @cached_property
     def text_encoder(self) -> T5EncoderModel:
         """T5, in bf16 on a GPU (8.9 GiB for T5-XXL), else in fp32."""
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        encoder = load_part(T5EncoderModel.from_pretrained, self.parts, "text_encoder", dtype=dtype)
+        encoder = load_network(T5EncoderModel, self.parts, "text_encoder", dtype=dtype)
         return encoder.requires_grad_(False).eval().to(self.device)
 
     @property
@@ -106,11 +97,13 @@ class PixArt(LatentDiffusion):
     def read_single_file(self, path: str, network: nn.Module) -> nn.Module:
         tensors = {key.removeprefix("transformer."): tensor for key, tensor in read_tensors(path).items()}
         if "proj_out.weight" not in tensors:
-            raise UserError(f"{path} is not in diffusers' PixArt layout (no proj_out.weight); give a diffusers folder.")
+            raise UserError(
+                f"{quoted(path)} is not in diffusers' PixArt layout (no proj_out.weight); give a diffusers folder."
+            )
         if not network.use_additional_conditions:  # ComfyUI's files for 512 px carry them as zeros
             unused = ("adaln_single.emb.resolution_embedder.", "adaln_single.emb.aspect_ratio_embedder.")
             tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(unused)}
-        return fill(network, tensors, path)
+        return fill(network, lambda: tensors, path)
 
 
 BACKBONE = PixArt

@@ -1,6 +1,5 @@
 """Where a teacher's parts come from: a diffusers folder, a hub name, or a single .safetensors file."""
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +7,13 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, quoted
+
+SAFELY = {"use_safetensors": True, "output_loading_info": True}
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def check_source(source: str) -> None:
@@ -18,12 +21,17 @@ def check_source(source: str) -> None:
     path = Path(source)
     if path.is_dir() or (path.is_file() and path.suffix == ".safetensors"):
         return
+    name = quoted(source)
     if path.is_file():
-        raise UserError(f"The teacher {source} is a file, but no .safetensors; save it as one, pickles are not read.")
-    hub_name = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source)
+        raise UserError(f"The teacher {name} is a file, but no .safetensors; save it as one, pickles are not read.")
     beside = path.parts and Path(path.parts[0]).is_dir()  # runs/teacher, where runs/ is here
-    if not hub_name or path.suffix in (".safetensors", ".ckpt", ".pt", ".pth") or beside:
-        raise UserError(f"There is no teacher {source}; give a diffusers folder, a .safetensors file or a hub name.")
+    if not is_hub_name(source) or path.suffix in (".safetensors", ".ckpt", ".pt", ".pth") or beside:
+        raise UserError(f"There is no teacher {name}; give a diffusers folder, a .safetensors file or a hub name.")
+
+
+def is_hub_name(source: str) -> bool:
+    """Whether a hub could have a model of that name; a path may look like one."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source, re.ASCII) is not None
 
 
 def is_single_file(source: str) -> bool:
@@ -34,34 +42,84 @@ def load_part(load: Callable[..., Any], source: str, folder: str, **options: Any
     """load(source, subfolder=folder): one part of a diffusers folder or hub model; any failure becomes a sentence."""
     local = Path(source)
     if local.exists() and not (local / folder).is_dir():
+        beside = ", ".join(sorted(path.name for path in local.iterdir() if path.is_dir())) if local.is_dir() else ""
         raise UserError(
-            f"The teacher {source} has no folder {folder}/; give a diffusers folder, as save_pretrained writes."
+            f"The teacher {quoted(source)} has no folder {folder}/ (it has {quoted(beside or 'none')}); give a "
+            f"diffusers folder of this `backbone`, as save_pretrained writes."
         )
+    return load_any(load, source, f"{folder} of the teacher", subfolder=folder, **options)
+
+
+def load_any(load: Callable[..., Any], source: str, role: str, **options: Any) -> Any:
+    """load(source, **options), by diffusers or transformers. role: what it is, "clip.model". Raises UserError."""
     try:
-        return load(source, subfolder=folder, **options)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, json.JSONDecodeError) as error:
-        reason = " ".join(str(error).split())[:200]
-    except Exception as error:  # safetensors' own error has no better base
-        reason = f"{type(error).__name__}: {error}"
-    remedy = (
-        "a file is damaged or missing, copy it again" if local.exists() else "no such folder, nor a model on the hub"
-    )
-    raise UserError(f"Cannot load {folder} of the teacher {source}: {remedy} ({reason}).")
+        return load(source, **options)
+    except Exception as error:  # the libraries pass on whatever their many readers raise
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+            raise
+        folder = Path(source) / options.get("subfolder", "")
+        raise UserError(f"Cannot load {role} {quoted(source)}: {_remedy(folder, error)} ({quoted(error)}).") from None
+
+
+def _remedy(folder: Path, error: Exception) -> str:
+    if not folder.exists():
+        return "no such folder, nor a model that the hub has and can be reached for"
+    found = [file.name for pattern in PICKLES for file in folder.glob(pattern)]
+    if found and not list(folder.glob("*.safetensors")):
+        return f"{quoted(found[0])} is a pickle, which is not read; save it as .safetensors"
+    if re.search(r"shape|mismatch", str(error)):
+        return "its config.json and its weights are no pair"
+    return "a file is damaged or missing, copy it again"
+
+
+def load_network(kind: type, source: str, folder: str, **options: Any) -> nn.Module:
+    """A network of that class, from .safetensors alone, with all its weights in the files. Raises UserError.
+
+    Both libraries would fill in random numbers for a weight that is missing.
+    """
+    network, told = load_part(kind.from_pretrained, source, folder, **SAFELY, **options)
+    return checked(network, told["missing_keys"], f"{folder} of the teacher {quoted(source)}")
+
+
+def load_model(kind: type, source: str, role: str) -> nn.Module:
+    """The same for one network that is a folder or hub model of its own. role: the setting that names it."""
+    network, told = load_any(kind.from_pretrained, source, role, **SAFELY)
+    return checked(network, told["missing_keys"], f"{role} {quoted(source)}")
+
+
+def checked(network: nn.Module, missing: Any, name: str) -> nn.Module:
+    """`network` itself. Raises UserError where a weight was missing, or is NaN or infinite."""
+    if missing := sorted(missing):
+        raise UserError(
+            f"Cannot load {name}: {len(missing)} of its weights are missing, such as {quoted(missing[0])}; "
+            f"copy the files again."
+        )
+    for key, tensor in network.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.sum(dtype=torch.float32))):
+            raise UserError(f"Cannot use {name}: {quoted(key)} holds NaN or infinite numbers; get another copy.")
+    return network
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """All tensors of a .safetensors file, on the CPU. Raises UserError."""
     try:
         return safetensors.torch.load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"Cannot read {path}: {error}; the file is missing or damaged.") from None
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise UserError(f"Cannot read {quoted(path)}: {quoted(error)}; the file is missing or damaged.") from None
 
 
-def fill(network: Any, tensors: dict[str, Tensor], source: str) -> Any:
-    """Strictly loads `tensors` into `network`, in its own dtype. Raises UserError if they do not fit."""
+def fill(network: nn.Module, convert: Callable[[], dict[str, Tensor]], source: str) -> nn.Module:
+    """Strictly loads what `convert` makes of a single file into `network`, in its own dtype. Raises UserError.
+
+    Either fails where the file is of another family or size.
+    """
     try:
-        network.load_state_dict(tensors, strict=True)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()]
-        raise UserError(f"{source} does not fit {type(network).__name__}: {lines[1][:160]}") from None
-    return network
+        network.load_state_dict(convert(), strict=True)
+    except Exception as error:  # diffusers' converters stumble over any tensor that is not there
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = quoted(lines[min(1, len(lines) - 1)] if lines else error)
+        raise UserError(
+            f"{quoted(source)} does not fit {type(network).__name__} as its base model has it ({reason}); set "
+            f"`teacher_parts` to a diffusers folder of the model that it was made from."
+        ) from None
+    return checked(network, [], quoted(source))

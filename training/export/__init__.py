@@ -13,7 +13,7 @@ from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 
 from ..atomic import atomic_file, temporary_path
 from ..backbones import load_backbone
-from ..errors import UserError
+from ..errors import UserError, quoted
 from ..runs import open_run
 from ..student import plain_student
 from .comfyui import find_comfyui, in_comfyui
@@ -51,7 +51,7 @@ def export(
     """
     output = Path(output)
     if output.suffix != ".safetensors":
-        raise UserError(f"--output is {output}; the file's name must end in .safetensors.")
+        raise UserError(f"--output is {quoted(output)}; the file's name must end in .safetensors.")
     run = open_run(source)
     config, weights = run.config, clean_names(run.weights(average))
     lora = is_lora(weights)
@@ -62,8 +62,10 @@ def export(
     try:
         student = plain_student(backbone, config.student, loadable)
     except RuntimeError as error:  # how PyTorch tells of tensors that are missing, left over or of another shape
-        reason = str(error).splitlines()[-1].strip()[:160]
-        raise UserError(f"{source} does not fit its teacher {config.teacher}, was that changed? ({reason})") from None
+        reason = quoted(str(error).splitlines()[-1].strip())
+        raise UserError(
+            f"{quoted(source)} does not fit its teacher {quoted(config.teacher)}, was that changed? ({reason})"
+        ) from None
     start_from, base = config.student.start_from, None
     if layout == "lora":
         base = backbone.load_network(start_from) if start_from else backbone.network

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from ..backbones.latent_diffusion import LatentDiffusion, pictures_of
-from ..errors import UserError
+from ..errors import UserError, quoted
 from .layouts import network_tensors
 from .verify import Written, distance, one_step, probe
 
@@ -54,10 +54,10 @@ def in_comfyui(written: Written, comfyui: Path) -> tuple[dict[str, float], dict[
     try:
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise UserError(f"ComfyUI at {comfyui} could not be run ({error}).") from None
+        raise UserError(f"ComfyUI at {quoted(comfyui)} could not be run ({quoted(error)}).") from None
     if done.returncode != 0:
         last = (done.stderr.strip() or "it said nothing").splitlines()[-1]
-        raise UserError(f"ComfyUI at {comfyui} did not load the file ({last[:300]}).")
+        raise UserError(f"ComfyUI at {quoted(comfyui)} did not load the file ({quoted(last)}).")
     with numpy.load(folder / "outputs.npz") as outputs:
         found = {key: outputs[key] for key in outputs.files}
     told = json.loads(str(found.pop("told")))

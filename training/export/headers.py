@@ -8,7 +8,7 @@ from pathlib import Path
 import safetensors
 import torch
 
-from ..errors import UserError
+from ..errors import UserError, quoted
 from .stable_diffusion import UNET
 
 Shapes = dict[str, tuple[tuple[int, ...], str]]  # {tensor: (shape, dtype)}
@@ -36,8 +36,9 @@ def read_header(path: Path) -> tuple[Shapes, dict[str, str]]:
             shapes = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
             return shapes, file.metadata() or {}
     except (OSError, safetensors.SafetensorError, ValueError, RuntimeError, MemoryError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"Cannot read {path}: {reason}; the file is cut short or damaged, copy it again.") from None
+        raise UserError(
+            f"Cannot read {quoted(path)}: {quoted(error)}; the file is cut short or damaged, copy it again."
+        ) from None
 
 
 def read_pickle(path: Path) -> Shapes:
@@ -45,9 +46,8 @@ def read_pickle(path: Path) -> Shapes:
     try:
         content = torch.load(path, map_location="meta", weights_only=True)
     except Exception as error:  # whatever the reader raises on hostile or damaged files
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise UserError(
-            f"{path} is a pickle that PyTorch's safe reader refuses ({reason}); it is not opened, "
+            f"{quoted(path)} is a pickle that PyTorch's safe reader refuses ({quoted(error)}); it is not opened, "
             f"get the model as .safetensors."
         ) from None
     content = content.get("state_dict", content) if isinstance(content, dict) else {}
@@ -58,7 +58,7 @@ def read_pickle(path: Path) -> Shapes:
         if isinstance(value, torch.Tensor)
     }
     if not shapes:
-        raise UserError(f"{path} holds no tensors by name; it is no model's state dict.")
+        raise UserError(f"{quoted(path)} holds no tensors by name; it is no model's state dict.")
     return shapes
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from ..errors import UserError
+from ..errors import UserError, quoted
 from .headers import Shapes, read_header, read_pickle, tensor_lines, weight
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
@@ -20,7 +20,9 @@ def describe(path: str | Path) -> str:
     """
     path = Path(path)
     if not path.exists():
-        raise UserError(f"There is nothing at {path}; give a .safetensors file, a diffusers folder or a run folder.")
+        raise UserError(
+            f"There is nothing at {quoted(path)}; give a .safetensors file, a diffusers folder or a run folder."
+        )
     if path.is_dir():
         return _folder(path)
     if path.suffix == ".safetensors":
@@ -28,7 +30,7 @@ def describe(path: str | Path) -> str:
     elif path.suffix in PICKLES:
         shapes, metadata = read_pickle(path), {}
     else:
-        raise UserError(f"{path} is no model file; known are .safetensors and {', '.join(PICKLES)}.")
+        raise UserError(f"{quoted(path)} is no model file; known are .safetensors and {', '.join(PICKLES)}.")
     lines = [f"file        {path} ({_bytes(path.stat().st_size)})", *tensor_lines(shapes), *_told(metadata)]
     return "\n".join(map(_printable, lines))
 
@@ -76,7 +78,9 @@ def _folder(path: Path) -> str:
         return f"folder      {path}\nlayout      encoded prompts: {index.get('prompts')} by {index.get('text_encoder')}"
     if (path / "config.json").is_file():
         return "\n".join([f"folder      {path}", *_part(path, "one diffusers or transformers model")])
-    raise UserError(f"{path} is neither a diffusers folder nor a run, a checkpoint or encoded prompts of this trainer.")
+    raise UserError(
+        f"{quoted(path)} is neither a diffusers folder nor a run, a checkpoint or encoded prompts of this trainer."
+    )
 
 
 def _diffusers(path: Path) -> str:
@@ -135,9 +139,9 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"Cannot read {path}: {' '.join(str(error).split())[:160]}.") from None
+        raise UserError(f"Cannot read {quoted(path)}: {quoted(error)}.") from None
     if not isinstance(content, dict):
-        raise UserError(f"Cannot read {path}: it is no JSON object.")
+        raise UserError(f"Cannot read {quoted(path)}: it is no JSON object.")
     return content
 
 
@@ -145,9 +149,9 @@ def _yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text())
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"Cannot read {path}: {' '.join(str(error).split())[:160]}.") from None
+        raise UserError(f"Cannot read {quoted(path)}: {quoted(error)}.") from None
     if not isinstance(content, dict):
-        raise UserError(f"Cannot read {path}: it is no YAML mapping.")
+        raise UserError(f"Cannot read {quoted(path)}: it is no YAML mapping.")
     return content
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, quoted
 
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"  # peft's names; the change of a weight is scale * up @ down
 
@@ -19,7 +19,7 @@ def pairs(state: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
     odd = [key for key in state if not key.endswith((DOWN, UP))]
     odd += [layer for layer in layers if layer + DOWN not in state or layer + UP not in state]
     if odd:
-        raise UserError(f"The student's LoRA has `{odd[0]}`, which is no pair of lora_A and lora_B.")
+        raise UserError(f"The student's LoRA has `{quoted(odd[0])}`, which is no pair of lora_A and lora_B.")
     return {layer: (state[layer + DOWN], state[layer + UP]) for layer in sorted(layers)}
 
 

@@ -5,7 +5,7 @@ import re
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, quoted
 
 WIDTH, LAYERS = 1024, 24  # OpenCLIP ViT-H; diffusers leaves out the last layer, whose output SD 2.x never uses
 OUTSIDE = {
@@ -42,7 +42,9 @@ def open_clip_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
             continue
         match = LAYER.fullmatch(key)
         if not match:
-            raise UserError(f"No place in the SD 2.x layout for the text encoder's `{key}`; it is no OpenCLIP ViT-H.")
+            raise UserError(
+                f"No place in the SD 2.x layout for the text encoder's `{quoted(key)}`; it is no OpenCLIP ViT-H."
+            )
         number, module, kind = match.groups()
         layers = max(layers, int(number) + 1)
         block = f"transformer.resblocks.{number}"

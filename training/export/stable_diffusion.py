@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, quoted
 from . import open_clip
 
 UNET, TEXT, VAE = "model.diffusion_model.", "cond_stage_model.transformer.text_model.", "first_stage_model."
@@ -169,5 +169,5 @@ def _renamed(key: str, modules: dict[str, str], resnet: dict[str, str], attentio
                     break
             return f"{modules[module]}.{inner}"
     raise UserError(
-        f"No place in the Stable Diffusion checkpoint layout for `{key}`; only SD 1.x and 2.x can be exported."
+        f"No place in the Stable Diffusion checkpoint layout for `{quoted(key)}`; only SD 1.x and 2.x can be exported."
     )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..backbones import LatentDiffusion
 from ..config import Start
-from ..errors import UserError
+from ..errors import UserError, quoted
 from ..text import Text
 from .families import Layout
 from .lora import DOWN, is_lora
@@ -49,17 +49,18 @@ def load_unet(path: str | Path, network: nn.Module) -> dict[str, str]:
             present = {key for key in keys if key.startswith(prefix)}
             if odd := sorted(wanted ^ present):
                 raise UserError(
-                    f"{path} is no UNet of this size: {len(odd)} tensors are missing or extra, such as {odd[0]}."
+                    f"{quoted(path)} is no UNet of this size: {len(odd)} tensors are missing or extra, such as "
+                    f"{quoted(odd[0])}."
                 )
             state = {key: file.get_tensor(prefix + name).float() for key, name in names.items()}
             metadata = file.metadata() or {}
     except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"Cannot read {path}: {error}; the file is missing or damaged.") from None
+        raise UserError(f"Cannot read {quoted(path)}: {quoted(error)}; the file is missing or damaged.") from None
     try:
         network.load_state_dict(state, strict=True)
     except RuntimeError as error:
         raise UserError(
-            f"{path} does not fit the UNet it is loaded into: {str(error).splitlines()[-1].strip()}."
+            f"{quoted(path)} does not fit the UNet it is loaded into: {quoted(str(error).splitlines()[-1].strip())}."
         ) from None
     return metadata
 
@@ -115,7 +116,7 @@ def _with_lora(base: nn.Module, path: Path) -> nn.Module:
         wrapped = peft.get_peft_model(base, peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=layers))
         missing = peft.set_peft_model_state_dict(wrapped, state)
         if missing.unexpected_keys or not is_lora(state):
-            raise UserError(f"{path} was not read back as a LoRA; nothing was kept.")
+            raise UserError(f"{quoted(path)} was not read back as a LoRA; nothing was kept.")
         return wrapped.eval()
     state, alphas = StableDiffusionLoraLoaderMixin.lora_state_dict(str(path))
     StableDiffusionLoraLoaderMixin.load_lora_into_unet(state, network_alphas=alphas, unet=base)

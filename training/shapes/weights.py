@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from ..atomic import atomic_file
 from ..config import load
-from ..errors import UserError
+from ..errors import UserError, quoted
 from ..export.metadata import metadata
 from ..export.stable_diffusion import TEXT, UNET, VAE, stable_diffusion_checkpoint
 from . import autoencoder, teacher, text
@@ -50,7 +50,7 @@ def read_record(folder: Path = FOLDER) -> dict:
     try:
         return json.loads((folder / RECORD).read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"Cannot read {folder / RECORD} ({error}); {REMEDY}.") from None
+        raise UserError(f"Cannot read {quoted(folder / RECORD)} ({quoted(error)}); {REMEDY}.") from None
 
 
 def read_part(name: str, folder: Path = FOLDER) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -62,7 +62,7 @@ def read_part(name: str, folder: Path = FOLDER) -> tuple[dict[str, torch.Tensor]
         with safe_open(path, "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"Cannot load the demo's weights {path}: {error}; {REMEDY}.") from None
+        raise UserError(f"Cannot load the demo's weights {quoted(path)}: {quoted(error)}; {REMEDY}.") from None
 
 
 def random_parts(seed: int = 0) -> dict[str, torch.Tensor]:
