@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 import yaml
 
-from .errors import UserError, quoted
+from .errors import UserError, quoted, quoted_value
 from .schema import REQUIRED, block, plain, setting
+from .yaml_file import read_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,18 +250,13 @@ def load(path: str | Path, output: str | None = None) -> Config:
 
 
 def _read(path: Path, below: tuple[Path, ...]) -> dict:
-    try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"Cannot read the config {path}: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"The config {path} is not valid YAML: {' '.join(str(error).split())}.") from None
-    if not isinstance(content, dict):
-        raise UserError(f"The config {path} must be a YAML mapping of settings, for example `batch_size: 64`.")
+    content = read_settings(path)
     if (other := content.pop("extends", None)) is None:
         return content
     if not isinstance(other, str) or path.resolve() in below:
-        raise UserError(f"{path}: extends is {other!r}; name one other config file, and no circle of them.")
+        raise UserError(
+            f"{quoted(path)}: extends is {quoted_value(other)}; name one other config file, and no circle of them."
+        )
     return _merged(_read(path.parent / other, (*below, path.resolve())), content)
 
 
