@@ -1,9 +1,12 @@
 """The loader: what it knows of a file, what it repairs, and what it refuses."""
 
+import io
+import os
 import pickle
 import zipfile
 
 import comfy.model_patcher
+import comfy.sd
 import comfy.supported_models
 import folder_paths
 import pytest
@@ -152,3 +155,93 @@ def test_a_pickle_of_weights_is_loaded(folders, load):
 def test_files_that_are_not_there(folders, load, name):
     with pytest.raises(ValueError, match="is not there: put the file into models/"):
         load(name)
+
+
+UNET = "model.diffusion_model."
+ODD_KEYS = {
+    "a number for a convolution": {UNET + "input_blocks.0.0.weight": torch.zeros(())},
+    "a list for a convolution": {UNET + "input_blocks.0.0.weight": torch.zeros(4)},
+    "an embedding of no width": {
+        UNET + "input_blocks.0.0.weight": torch.zeros(320, 4, 3, 3), UNET + "label_emb.0.0.weight": torch.zeros(()),
+    },
+    "text keys of no width": {
+        UNET + "input_blocks.0.0.weight": torch.zeros(320, 4, 3, 3),
+        UNET + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": torch.zeros(3),
+    },
+    "a block that is not there": {UNET + "input_blocks.9.0.weight": torch.zeros(3)},
+    "an SD3 of no depth": {UNET + "joint_blocks.0.context_block.attn.qkv.weight": torch.zeros(3)},
+    "a FLUX of no width": {UNET + "double_blocks.0.img_attn.norm.key_norm.scale": torch.zeros(3)},
+    "a name that is no text": {UNET + "\0\n": torch.zeros(3)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("folder", ["checkpoints", "diffusion_models"])
+@pytest.mark.parametrize("keys", ODD_KEYS.values(), ids=ODD_KEYS)
+def test_c16_odd_keys_are_no_model(folders, load, folder, keys):
+    save_file(keys, folders / folder / "odd.safetensors")
+    with pytest.raises(ValueError, match="^odd.safetensors is not a model that ComfyUI knows, or belongs in another"):
+        load(f"{folder}/odd.safetensors")
+
+
+def full_gpu(*_, **__):
+    raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
+
+
+def full_machine(*_, **__):
+    return torch.empty(10**15)
+
+
+@pytest.mark.parametrize("full, kind", [(full_gpu, torch.cuda.OutOfMemoryError), (full_machine, ValueError)])
+def test_c16_out_of_memory_is_said(folders, load, monkeypatch, full, kind):
+    """That of a GPU stays one: ComfyUI unloads its models for it. No GPU here, so it is raised in its stead."""
+    (folders / "diffusion_models" / "big.safetensors").write_bytes(b"x")
+    monkeypatch.setattr(comfy.sd, "load_diffusion_model", full)
+    with pytest.raises(kind, match="^big.safetensors does not fit, out of memory: close other programs"):
+        load("diffusion_models/big.safetensors")
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="needs a user whose rights can be dropped")
+@pytest.mark.parametrize("name", ["a.safetensors", "a.ckpt"])
+def test_c16_a_file_that_may_not_be_read(sampling, folders, load, monkeypatch, name):
+    path = folders / "diffusion_models" / name
+    path.write_bytes(b"x")
+    monkeypatch.setattr(folder_paths, "get_full_path", lambda *_: str(path))
+    os.seteuid(65534)
+    try:
+        with pytest.raises(ValueError, match=f"^{name} cannot be read .Permission denied.: check its permissions"):
+            load(f"diffusion_models/{name}")
+    finally:
+        os.seteuid(0)
+
+
+def saved(value) -> bytes:
+    content = io.BytesIO()
+    torch.save(value, content)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    "name, content, sentence",
+    [
+        ("a.gguf", b"GGUF\3\0\0\0", "a.gguf is a GGUF file: load it with the loader of ComfyUI-GGUF instead."),
+        ("a.safetensors", b"GGUF\3\0\0\0", "a.safetensors is a GGUF file: load it with"),
+        ("a.ckpt", saved([1, 2, 3]), "a.ckpt is not a model that ComfyUI knows"),
+        ("a.ckpt", saved(3), "a.ckpt is not a model that ComfyUI knows"),
+        ("a.ckpt", saved({"state_dict": 3}), "a.ckpt is not a model that ComfyUI knows"),
+        ("a.ckpt", saved({1: 2, None: 3}), "a.ckpt is not a model that ComfyUI knows"),
+        ("a.ckpt", b"\x80\x02.", "a.ckpt is corrupt or incomplete"),
+        ("a.ckpt", b"\x80\x02X\xff\xff\xff\x7fabc.", "a.ckpt is"),
+    ],
+)
+def test_c16_other_files(folders, load, name, content, sentence):
+    (folders / "diffusion_models" / name).write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        load(f"diffusion_models/{name}")
+    assert str(error.value).startswith(sentence)
+
+
+@pytest.mark.parametrize("name", [5, None, ["1", 0], {"a": 1}, "checkpoints/\0", "checkpoints/\ud800", "x" * 9_999])
+def test_c16_names_that_are_none(folders, load, name):
+    with pytest.raises(ValueError, match="is not there: put the file into models/checkpoints") as error:
+        load(name)
+    assert len(str(error.value)) < 300
