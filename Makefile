@@ -1,6 +1,6 @@
 # Everything is installed into build/ and runs from there. `make help` lists the commands.
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench presets lint demo-model environment clean
+.PHONY: help demo test bench fuzz soak presets lint demo-model environment clean
 
 # An environment of its own for every ComfyUI and interpreter, so that switching costs nothing.
 chosen := $(strip $(COMFYUI_PATH) $(PYTHON))
@@ -33,6 +33,13 @@ bench: environment ## costs as ratios: NASA at full size, the one-step node, a t
 	@$(in_environment) $(python) -P tests/benchmarks/one_step.py
 	@$(in_environment) $(python) -P tests/benchmarks/training_step.py
 	@$(in_environment) PYTHONPATH=tests $(python) -P -m benchmarks.training_full_size --gpu-only
+
+fuzz: environment ## 1,200 drawn bad inputs: each ends in one sentence or a picture (minutes; CASES=5000 SEED=1 for others)
+	@$(in_environment) FUZZ_CASES=$(or $(CASES),1200) FUZZ_SEED=$(or $(SEED),0) \
+		$(python) -P -m pytest -c tests/pytest.ini tests/nodes/fuzz -rP $(ARGS)
+
+soak: environment ## 1,000 prompts beside a ComfyUI without the pack: memory and pictures (ARGS='--prompts 200' for fewer)
+	@$(in_environment) PYTHONPATH=tests $(python) -P -m soak $(ARGS)
 
 presets: environment ## the table of presets: each against its authors' formula, and how far a stock KSampler is off
 	@$(in_environment) PYTHONPATH=tests $(python) -P -m presets

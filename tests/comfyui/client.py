@@ -33,8 +33,9 @@ class Result:
 
 
 class Client:
-    def __init__(self, address: str):
+    def __init__(self, address: str, pid: int | None = None):
         self.address = address
+        self.pid = pid  # of the server, where it is a process of ours
 
     def request(self, path: str, body: dict | None = None, **query) -> bytes:
         """The answer to a GET, or to a POST if there is a body. Raises Unreachable or Refused."""

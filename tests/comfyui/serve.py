@@ -23,11 +23,11 @@ OPTIONS = {  # those that this ComfyUI does not know yet are left out
 STARTS_WITHIN = 600  # seconds; a dozen on a machine with nothing else to do
 
 
-def prepare(base: Path, nodes: tuple[Path, ...] = ()) -> None:
+def prepare(base: Path, nodes: tuple[Path, ...] = (), has_pack: bool = True) -> None:
     """Make a ComfyUI base directory that holds this pack and the node packs ``nodes`` as symbolic links."""
     for folder in FOLDERS:
         (base / folder).mkdir(parents=True, exist_ok=True)
-    links = {"ComfyUI-SNOOPI": PACK} | {folder.name: folder for folder in nodes}
+    links = ({"ComfyUI-SNOOPI": PACK} if has_pack else {}) | {folder.name: folder for folder in nodes}
     for name, target in links.items():
         link = base / "custom_nodes" / name
         link.unlink(missing_ok=True)
@@ -48,14 +48,17 @@ def command(base: Path, port: int, options: dict[str, list[str]]) -> list[str]:
 
 
 @contextmanager
-def serve(base: Path, nodes: tuple[Path, ...] = (), options: dict[str, list[str]] | None = None) -> Iterator[Client]:
+def serve(
+    base: Path, nodes: tuple[Path, ...] = (), options: dict[str, list[str]] | None = None, has_pack: bool = True
+) -> Iterator[Client]:
     """Run a server over the base directory ``base`` until the block ends, however it ends.
 
-    ``nodes`` are folders of further node packs, ``options`` further options of main.py with their values.
+    ``nodes`` are folders of further node packs, ``options`` further options of main.py with their values; without
+    ``has_pack`` it is a ComfyUI as others have it.
 
     Raises RuntimeError with the log's traceback if the server does not start or does not load this pack.
     """
-    prepare(base, nodes)
+    prepare(base, nodes, has_pack)
     port, log = free_port(), base / "server.log"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # ours holds a nodes/
     with log.open("w") as file:
@@ -68,9 +71,9 @@ def serve(base: Path, nodes: tuple[Path, ...] = (), options: dict[str, list[str]
             start_new_session=True,
         )
     try:
-        client = Client(f"http://127.0.0.1:{port}")
+        client = Client(f"http://127.0.0.1:{port}", process.pid)
         wait_until_ready(client, process, log)
-        if not client.object_info("NASACrossAttentionPatch"):
+        if has_pack and not client.object_info("NASACrossAttentionPatch"):
             raise RuntimeError(f"The server runs but did not load this pack.\n{traceback_in(log)}")
         yield client
     finally:

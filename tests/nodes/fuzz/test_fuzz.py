@@ -63,6 +63,7 @@ def comfyui(pack, tmp_path_factory):
     """run(prompt, node_id of the output) -> (error sentence or None, what was kept), by ComfyUI's own executor."""
     import execution
     import folder_paths
+
     import nodes
 
     added = {f"Fuzz{kind}": source(kind) for kind in ("MODEL", "CONDITIONING", "LATENT")} | {"FuzzKeep": Keep}
