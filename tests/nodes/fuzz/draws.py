@@ -7,14 +7,28 @@ import struct
 
 import torch
 
-TEXTS = ["", " ", "\0", "\ud800", "\N{CAT FACE}", "\n\x1b[31m", "<img src=x onerror=alert(1)>", "{}", "%s",
-         "../../etc/passwd",
+TEXTS = ["", " ", "\0", "\ud800", "\N{CAT FACE}", "\n\x1b[31m", "<img src=x onerror=alert(1)>", "{}", "%s", "../../x",
          "auto", "sd", "nan", "1e999", "in4-8", "in99", "mid,,", "9" * 5_000, "x" * 20_000, "é" * 300]  # fmt: skip
 VALUES = [None, True, False, 0, -1, 1, 2, 0.5, -0.5, 1e308, 2**63, 2**70, float("nan"), float("inf"), [], {}, [1, 2, 3],
           {"a": 1}, {"__value__": [1]}, [None], *TEXTS]  # fmt: skip
 DTYPES = [torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int8, torch.uint8, torch.bool,
           torch.complex64, torch.float8_e4m3fn]  # fmt: skip
 PRESETS = ["auto", "sd", "sid-lsg", "lcm", "instaflow", "pg-sb-sd15", "dmd2-sd15", "yoso-lora"]
+
+
+LATENTS = [
+    (1, 4, 8, 8), (1, 4, 8, 8), (2, 4, 8, 8), (1, 4, 5, 9), (1, 16, 8, 8), (1, 0, 8, 8), (0, 4, 8, 8), (1, 4, 0, 8),
+    (4, 8, 8), (1, 4, 1, 8, 8), (1, 4, 3, 8, 8), (1, 1, 4, 1, 8, 8), (8,), (), (1, 3, 8, 8), (1, 4, 1, 1), (1, 5, 8, 8),
+]  # fmt: skip
+AREAS = [
+    (8, 8, 0, 0), (4, 4, 4, 4), (4, 4, 99, 99), (0, 0, 0, 0), (-4, 4, 0, 0), (4, 4), "area", None, (0.5, 0.5, 0.5, 0.5),
+    ("percentage", 0.5, 0.5, 0.5, 0.5), ("percentage", 2.0, float("nan"), 0, 0),
+]  # fmt: skip
+SAID_KEYS = ["preset", "start_timestep", "start_noise", "prediction", "alpha", "format", "backbone", "", "preset ", "x"]
+SAID = [
+    "625", "999", "1000", "-1", "nan", "inf", "1e400", "0x10", "9" * 5_000, "", " ", "[]", "625.5", "six", "sd", "unit",
+    "vp", "ipi", "eps", "epsilon", "v_prediction", "sample", "no such", "<b>", "x" * 9_000, "\0", "sd\n",
+]  # fmt: skip
 
 
 def inputs(rng: random.Random) -> dict[str, object]:
@@ -56,9 +70,7 @@ def mask(rng: random.Random) -> object:
 def options(rng: random.Random) -> object:
     """What conditioning nodes write beside an embedding."""
     number = lambda: rng.choice((0, 0.5, 1.0, -1, 2, 1e9, float("nan"), None, "1", [1]))  # noqa: E731
-    area = rng.choice(((8, 8, 0, 0), (4, 4, 4, 4), (4, 4, 99, 99), (0, 0, 0, 0), (-4, 4, 0, 0), (4, 4), "area", None,
-                       (0.5, 0.5, 0.5, 0.5), ("percentage", 0.5, 0.5, 0.5, 0.5), ("percentage", 2.0, float("nan"), 0,
-                       0)))  # fmt: skip
+    area = rng.choice(AREAS)
     some = {
         "area": area, "mask": mask(rng), "strength": number(), "mask_strength": number(), "start_percent": number(),
         "end_percent": number(), "set_area_to_bounds": rng.choice((True, False, None, "x")),
@@ -87,11 +99,7 @@ def conditioning(rng: random.Random, width: int) -> object:
 
 
 def latent(rng: random.Random) -> object:
-    shape = rng.choice(((1, 4, 8, 8), (1, 4, 8, 8), (2, 4, 8, 8), (1, 4, 5, 9), (1, 16, 8, 8), (1, 0, 8, 8), (0, 4, 8,
-                        8),
-                        (1, 4, 0, 8), (4, 8, 8), (1, 4, 1, 8, 8), (1, 4, 3, 8, 8), (1, 1, 4, 1, 8, 8), (8,), (), (1,
-                        3, 8, 8),
-                        (1, 4, 1, 1), (1, 5, 8, 8)))  # fmt: skip
+    shape = rng.choice(LATENTS)
     samples = rng.choice((*[tensor(rng, *shape)] * 6, *[torch.zeros(shape)] * 4, None, "x", [1], [torch.zeros(shape)]))
     some = {
         "noise_mask": mask(rng),
@@ -108,54 +116,9 @@ def latent(rng: random.Random) -> object:
 
 def metadata(rng: random.Random) -> dict[str, str]:
     """What a file says of itself in the trainer's way, or nearly so."""
-    numbers = (
-        "625",
-        "999",
-        "1000",
-        "-1",
-        "nan",
-        "inf",
-        "1e400",
-        "0x10",
-        "9" * 5_000,
-        "",
-        " ",
-        "[]",
-        "625.5",
-        "\ud800"[:0],
-        "six",
-    )
-    words = (
-        "sd",
-        "unit",
-        "vp",
-        "ipi",
-        "eps",
-        "epsilon",
-        "v_prediction",
-        "sample",
-        "no such",
-        "",
-        "<b>",
-        "x" * 9_000,
-        "\0",
-        "sd\n",
-    )
-    keys = (
-        "preset",
-        "start_timestep",
-        "start_noise",
-        "prediction",
-        "alpha",
-        "format",
-        "backbone",
-        "",
-        "preset ",
-        "other",
-    )
-    found = {f"snoopi.{key}": rng.choice((*numbers, *words)) for key in rng.sample(keys, rng.choice((1, 2, 3, 5)))}
+    found = {f"snoopi.{key}": rng.choice(SAID) for key in rng.sample(SAID_KEYS, rng.choice((1, 2, 3, 5)))}
     return found | rng.choice(
-        ({}, {}, {"modelspec.prediction_type": rng.choice(words)}, {"modelspec.title": rng.choice(words)})
+        ({}, {}, {"modelspec.prediction_type": rng.choice(SAID)}, {"modelspec.title": rng.choice(SAID)})
     )
 
 
@@ -164,15 +127,15 @@ def safetensors(header: object, body: bytes = b"", length: int | None = None) ->
     return struct.pack("<Q", len(text) if length is None else length) + text + body
 
 
-KEYS = ["input_blocks.0.0.weight", "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", "label_emb.0.0.weight",
-        "time_embed.0.weight", "out.2.weight", "middle_block.1.proj_in.weight",
-        "joint_blocks.0.context_block.attn.qkv.weight",
-        "double_blocks.0.img_attn.norm.key_norm.scale", "x_embedder.proj.weight", "y_embedder.y_embedding", "pos_embed",
-        "blocks.0.cross_attn.q_linear.weight", "cap_embedder.0.weight", "head.modulation",
-        "transformer_blocks.0.attn.norm_added_k.weight",
-        "clf.1.weight", "down_blocks.0.resnets.0.conv1.weight", "conv_in.weight", "img_in.weight", "txt_in.weight",
-        "adaln_single.emb.timestep_embedder.linear_1.bias", "patch_embedding.weight",
-        "final_layer.linear.weight"]  # fmt: skip
+KEYS = [
+    "input_blocks.0.0.weight", "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", "label_emb.0.0.weight",
+    "time_embed.0.weight", "out.2.weight", "middle_block.1.proj_in.weight", "cap_embedder.0.weight", "head.modulation",
+    "joint_blocks.0.context_block.attn.qkv.weight", "double_blocks.0.img_attn.norm.key_norm.scale", "pos_embed",
+    "x_embedder.proj.weight", "y_embedder.y_embedding", "blocks.0.cross_attn.q_linear.weight", "clf.1.weight",
+    "transformer_blocks.0.attn.norm_added_k.weight", "down_blocks.0.resnets.0.conv1.weight", "conv_in.weight",
+    "img_in.weight", "txt_in.weight", "adaln_single.emb.timestep_embedder.linear_1.bias", "patch_embedding.weight",
+    "final_layer.linear.weight",
+]  # fmt: skip
 PREFIXES = [
     "model.diffusion_model.",
     "model.model.",
@@ -213,20 +176,20 @@ def model_file(rng: random.Random) -> tuple[str, bytes]:
     archive = pickle.dumps(
         rng.choice(([1], 3, {}, {"state_dict": {}}, {1: 2}, {"a": None}, "x", {"state_dict": None})), protocol=2
     )
-    name, content = rng.choice((
-        *[("safetensors", whole)] * 8, ("safetensors", bytes(spoilt)), ("safetensors",
-        whole[: rng.randrange(len(whole))]),
-        ("safetensors", whole + b"more"), ("safetensors", safetensors(header, bytes(end), length=2**63)),
-        ("safetensors", safetensors(b"[" * 5_000)), ("safetensors", safetensors({"a": 3})), ("safetensors",
-        safetensors({})),
-        ("safetensors", safetensors({"__metadata__": {"a": 1}})), ("safetensors", junk), ("ckpt", junk), ("ckpt",
-        archive),
-        ("ckpt", archive[: rng.randrange(len(archive))]), ("pt", b"PK\3\4" + junk), ("bin", whole), ("safetensors",
-        archive),
-        ("safetensors", b"GGUF" + junk), ("gguf", b"GGUF" + junk), ("ckpt",
-        b"\x80\x02cos\nsystem\n(S'touch /tmp/fuzzed'\ntR."),
-        ("safetensors", b"<!DOCTYPE html>"), ("sft", whole), ("SAFETENSORS", whole),
-    ))  # fmt: skip
+    half, no_header = whole[: rng.randrange(len(whole))], safetensors({"__metadata__": {"a": 1}})
+    system = b"\x80\x02cos\nsystem\n(S'touch /tmp/fuzzed'\ntR."
+    contents = {
+        "safetensors": [
+            *[whole] * 8, bytes(spoilt), half, whole + b"more",
+            no_header, safetensors(header, bytes(end), length=2**63),
+            safetensors(b"[" * 5_000), safetensors({"a": 3}), safetensors({}), junk, archive, b"GGUF" + junk,
+            b"<!DOCTYPE html>",
+        ],
+        "ckpt": [junk, archive, archive[: rng.randrange(len(archive))], system, whole],
+        "pt": [b"PK\3\4" + junk], "gguf": [b"GGUF" + junk], "sft": [whole], "SAFETENSORS": [half],
+    }  # fmt: skip
+    name = rng.choice(("safetensors", "safetensors", "safetensors", "ckpt", *contents))
+    content = rng.choice(contents[name])
     return rng.choice(("m", "dmd2", "\N{CAT FACE}", "<b>", "a" * 200, "\udcff")) + "." + name, content
 
 
@@ -234,17 +197,13 @@ def table(rng: random.Random) -> bytes:
     """A table of presets in which at least something is odd."""
     value = lambda: rng.choice(  # noqa: E731
         ("eps", "v", "x0", "flow+", "[999]", "[999, 499]", "9", "-1", "1e999", ".nan", "~", "yes", "{a: 1}", "[[a]]",
-         "{[a]: b}",
-         "!!bool maybe", "!!timestamp abc", "2001-99-99", "!!int x", "!!binary x", "!!set {a}",
-         "!!python/name:os.system x", "!x y",
-         "&a [*a]", "*b", "&b [1, 2]", "<<", "=", "0x" + "f" * 999, "9" * 5_000, "1:" * 99 + "1",
-         "'" + "x" * 9_000 + "'",
-         '"\\ud800"', '"\\0"', "[SD 1.x]", "<img src=x onerror=alert(1)>", "[" * 50, "'*'", "|\n    text",
-         "? a\n  : b", "'"))  # fmt: skip
-    fields = ("prediction", "timesteps", "model", "backbones", "noise", "levels", "alphas_cumprod", "renoise",
-              "output", "channels",
-              "latent_scale", "resolution", "alpha", "cfg", "files", "folder", "source", "<<", "other", "? [a]", "5",
-              "~")  # fmt: skip
+         "{[a]: b}", "!!bool maybe", "!!timestamp abc", "2001-99-99", "!!int x", "!!binary x", "!!set {a}", "!x y",
+         "!!python/name:os.system x", "&a [*a]", "*b", "&b [1, 2]", "<<", "=", "0x" + "f" * 999, "9" * 5_000,
+         "1:" * 99 + "1", "'" + "x" * 9_000 + "'", '"\\ud800"', '"\\0"', "[SD 1.x]", "<img src=x onerror=alert(1)>",
+         "[" * 50, "'*'", "|\n    text", "? a\n  : b", "'"))  # fmt: skip
+    fields = ("prediction", "timesteps", "model", "backbones", "noise", "levels", "alphas_cumprod", "renoise", "output",
+              "channels", "latent_scale", "resolution", "alpha", "cfg", "files", "folder", "source", "<<", "other",
+              "? [a]", "5", "~")  # fmt: skip
     text = rng.choice(("", "%YAML 1.1\n---\n", "\ufeff", "# x\n", "---\n"))
     for _ in range(rng.choice((1, 1, 2, 3))):
         text += rng.choice(("x", "sd", "auto", "<b>", "~", "[a]", '"\\ud800"', "y" * 200, "&r row")) + ":\n"
