@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io
 
+from .connected import check_model, check_numbers
 from .preset_choice import HIDDEN, preset_for, preset_input, show
 from .sampling.one_step import steps, with_preset
 from .schema import schema
@@ -38,6 +39,8 @@ class SNOOPIOneStepScheduler(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, preset, denoise=1.0) -> io.NodeOutput:
+        check_model(model)
+        check_numbers(denoise=denoise)
         choice = preset_for(cls, model, preset)
         show(cls, choice.sentence)
         return io.NodeOutput(steps(with_preset(model, choice.preset), denoise)[1])

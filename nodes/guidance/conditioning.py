@@ -66,7 +66,7 @@ def _check_options(name: str, options: dict) -> None:
     mask = options.get("mask", torch.ones(1, 1))
     if not torch.is_tensor(mask) or mask.layout != torch.strided or mask.ndim < 2 or 0 in mask.shape:
         kind = " x ".join(map(str, mask.shape)) if torch.is_tensor(mask) else type(mask).__name__
-        raise ValueError(f"A mask of the {name} conditioning is no picture ({kind}): connect a mask to the node for it.")
+        raise ValueError(f"A mask of the {name} conditioning is no picture ({kind}): connect another mask.")
     if not is_finite(mask):
         raise ValueError(f"A mask of the {name} conditioning holds NaN or infinite numbers: make it again.")
 

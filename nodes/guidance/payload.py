@@ -42,6 +42,7 @@ def patch(
     norm_limit: float = 0.0,
     name: str = "",
     kept: Kept | None = None,
+    acting: list | None = None,
 ) -> ModelPatcher:
     """A clone of `model` that is steered away from `negative`; `model` stays as it is.
 
@@ -57,6 +58,7 @@ def patch(
         name: patching a patched model under the same name replaces the earlier negative, and alpha 0 takes it away;
             negatives of different names all act.
         kept: what outlives this patch, as `kept_for_clones` gives it; None keeps with the patch.
+        acting: the entries of `negative` that act; None for all.
 
     Raises:
         ValueError: an input is unusable, or the model is of a family that is not supported.
@@ -87,9 +89,10 @@ def patch(
         negatives |= wrapper.args[0]
     negatives.pop(name, None)
     model.remove_wrappers_with_key(WrappersMP.SAMPLER_SAMPLE, KEY)
-    if alpha > 0:
+    acting = negative if acting is None else acting
+    if alpha > 0 and acting:
         kept = Kept() if kept is None else kept
-        negatives[name] = Negative(negative, alpha, start_percent, end_percent, chosen, norm_limit, kept)
+        negatives[name] = Negative(acting, alpha, start_percent, end_percent, chosen, norm_limit, kept)
     if negatives:
         model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, functools.partial(_sample, negatives))
     return model

@@ -32,7 +32,7 @@ RANGES = {
 }
 WHOLE = ("channels", "resolution")
 DIFFUSION_ONLY = ("levels", "alphas_cumprod", "output", "noise")
-LISTS = ("timesteps", "levels", "backbones", "files")
+LISTS = ("timesteps", "levels", "image_starts", "backbones", "files")
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Preset:
     backbones: tuple[str, ...] = ()
     noise: str = "unit"
     levels: tuple[float, ...] = ()
+    image_starts: tuple[float, ...] = ()
     alphas_cumprod: float | None = None
     renoise: str = "none"
     output: str = "x0"
@@ -197,7 +198,7 @@ def _checked(name: str, row: object, place: Callable[[str], str]) -> Preset:
             refuse("files", f"{pattern!r} is not the name of a file")
 
     flow = row["prediction"].startswith("flow")
-    for field in ("timesteps", "levels"):
+    for field in ("timesteps", "levels", "image_starts"):
         if field in row:
             _check_timesteps(row[field], flow, functools.partial(refuse, field))
     if "levels" in row and len(row["levels"]) != len(row["timesteps"]):

@@ -214,7 +214,8 @@ def in_sub_batches(model, windows):
 def in_core_windows(model, windows):
     from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 
-    newer = {"freenoise": False} if "freenoise" in {part.id for part in ContextWindowsManualNode.GET_SCHEMA().inputs} else {}
+    names = {part.id for part in ContextWindowsManualNode.GET_SCHEMA().inputs}
+    newer = {"freenoise": False} if "freenoise" in names else {}
     model = ContextWindowsManualNode.execute(
         model, len(windows[0]), 0, "batched", 1, False, "pyramid", dim=0, **newer
     ).args[0]
@@ -244,7 +245,7 @@ def in_halves(model, windows):
 @pytest.mark.parametrize("rows", [8, 3])
 @pytest.mark.parametrize("way", [in_sub_batches, in_core_windows, in_halves])
 def test_every_frame_gets_its_own_negative_in_windows(pack, model, text, sample, way, rows, cfg):
-    """8 frames, windows of 4: each frame as alone with its negative, by its own index, also where there are 3 in turn."""
+    """8 frames, windows of 4: each frame as alone with its negative, by its own index; 3 negatives take turns."""
     windows = [[0, 1, 2, 3], [4, 5, 6, 7]]
     negative, positive, uncond = text(9, batch=rows), text(1), text(3)
     result = sample(way(pack.payload.patch(model, negative, ALPHA), windows), positive, uncond, cfg, batch=8)

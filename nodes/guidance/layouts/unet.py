@@ -66,7 +66,7 @@ def patched(text, options):
 
 
 def _of_every_token(patch, keys, values, options):
-    """What an attn2_patch makes of K's and V's text; None unless it changes each token by itself, whatever the prompt."""
+    """What an attn2_patch makes of K's and V's text; None unless it changes each token by itself."""
 
     def apply(*texts):
         q = keys.new_zeros(keys.shape[0], 1, keys.shape[2])
