@@ -10,7 +10,7 @@ NUMBERS = ("start_percent", "end_percent", "clip_start_percent", "clip_end_perce
 STRENGTHS = ("strength", "mask_strength")
 
 #: What ComfyUI raises over a conditioning that it cannot read; but running out of memory, a RuntimeError, is none.
-UNREADABLE = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ZeroDivisionError)
+UNREADABLE = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError)
 
 
 def check_conditioning(name: str, conditioning: list, width: int | None, needs: tuple[str, ...] = ()) -> None:
@@ -106,4 +106,5 @@ def is_finite(tensor: torch.Tensor) -> bool:
 
 def is_zeroed(entry: list) -> bool:
     """Whether an entry of a CONDITIONING holds a text of zeros, as ConditioningZeroOut makes it."""
-    return _is_pair(entry) and torch.is_tensor(entry[0]) and not torch.count_nonzero(plain(entry[0]))
+    is_text = _is_pair(entry) and torch.is_tensor(entry[0]) and not entry[0].is_meta
+    return is_text and not torch.count_nonzero(plain(entry[0]))

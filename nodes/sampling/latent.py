@@ -4,6 +4,9 @@ import math
 import operator
 import reprlib
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 REMEDY = "connect an Empty Latent Image, or a VAE Encode of a picture"
@@ -38,6 +41,16 @@ def checked_latent(latent: object) -> dict:
         if value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
             raise ValueError(f"The latent_image has {reprlib.repr(value)} as its {name}: {REMEDY}.")
     return checked
+
+
+@contextmanager
+def fitting(samples: torch.Tensor) -> Iterator[None]:
+    """Raise ValueError, one sentence, where ComfyUI fails to bring an empty latent into the model's size."""
+    try:
+        yield
+    except (RuntimeError, ValueError, ZeroDivisionError, OverflowError) as error:
+        size = " x ".join(map(str, samples.shape))
+        raise ValueError(f"The latent_image, of size {size}, does not fit this model: {REMEDY} of its kind.") from error
 
 
 def check_size(samples: torch.Tensor, latent_format) -> None:

@@ -16,10 +16,10 @@ from comfy.model_base import ModelType
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
-from ..guidance.conditioning import UNREADABLE, cannot_be_read
+from ..guidance.conditioning import UNREADABLE, cannot_be_read, dense
 from ..guidance.regions import check_places
 from .backbones import backbone_of
-from .latent import DOWNSCALES, check_size
+from .latent import DOWNSCALES, check_size, fitting
 from .parameterization import PREDICTIONS, PresetSampling
 from .presets import Preset, all_presets
 
@@ -99,17 +99,19 @@ def sample(
     """
     downscale = {key: latent[key] for key in DOWNSCALES if key in latent}
     known = inspect.signature(comfy.sample.fix_empty_latent_channels).parameters  # older cores know none of them
-    samples = comfy.sample.fix_empty_latent_channels(
-        model, latent["samples"], **{key: value for key, value in downscale.items() if key in known}
-    )
+    with fitting(latent["samples"]):
+        samples = comfy.sample.fix_empty_latent_channels(
+            model, latent["samples"], **{key: value for key, value in downscale.items() if key in known}
+        )
     check_size(samples, model.get_model_object("latent_format"))
     check_places("positive", positive, samples[:, :1])
+    positive = [[dense(embedding), *more] for embedding, *more in positive]
     noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
 
     guider = _Guider(model)
     conds = {"positive": positive}
     if reads_unconditional(model):
-        conds["negative"] = negative or [[text, {**more, "prompt_type": "positive"}] for text, more, *_ in positive]
+        conds["negative"] = negative or [[text, more | {"prompt_type": "positive"}] for text, more, *_ in positive]
     guider.inner_set_conds(conds)
     samples = guider.sample(
         noise,
