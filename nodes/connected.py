@@ -17,3 +17,9 @@ def check_numbers(**inputs: object) -> None:
     for name, value in inputs.items():
         if isinstance(value, str) or not hasattr(value, "__float__"):
             raise ValueError(f"{name} is {reprlib.repr(value)}: give it a number.")
+
+
+def check_seed(seed: float) -> None:
+    """Raise ValueError, one sentence, unless it is a whole number of 64 bits."""
+    if not 0 <= seed < 1 << 64 or int(seed) != seed:
+        raise ValueError(f"seed is {reprlib.repr(seed)}: give a whole number from 0 to {(1 << 64) - 1}.")

@@ -3,7 +3,7 @@
 import latent_preview
 from comfy_api.latest import io, ui
 
-from .connected import check_model, check_numbers
+from .connected import check_model, check_numbers, check_seed
 from .empty_prompt import without_empty
 from .guidance.conditioning import check_conditioning
 from .guidance.kept import kept_for_clones
@@ -89,6 +89,7 @@ class SNOOPIOneStepSampler(io.ComfyNode):
     ) -> io.NodeOutput:
         check_model(model)
         check_numbers(seed=seed, alpha=alpha, denoise=denoise)
+        check_seed(seed)
         check_conditioning("positive", positive, text_width(model.get_model_object("diffusion_model")))
         latent_image = checked_latent(latent_image)
         choice = preset_for(cls, model, preset)

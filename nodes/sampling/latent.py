@@ -3,7 +3,6 @@
 import math
 import operator
 import reprlib
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -107,6 +107,8 @@ def sample(
     check_places("positive", positive, samples[:, :1])
     positive = [[dense(embedding), *more] for embedding, *more in positive]
     noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
+    if samples.dtype == torch.float16:  # older cores sample in it, and end in NaN
+        samples, noise = samples.float(), noise.float()
 
     guider = _Guider(model)
     conds = {"positive": positive}
