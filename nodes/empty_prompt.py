@@ -70,7 +70,7 @@ def _entries(get: Callable[[str], dict], link: object, seen: tuple) -> list[bool
     if not conditionings:
         is_encoder = texts and others == {"CLIP"}
         return [all(_is_empty(get, text) for text in texts)] if is_encoder else None
-    if texts or not others <= NO_TEXT:
+    if not all(_is_empty(get, text) for text in texts) or not others <= NO_TEXT | {"CLIP"}:
         return None
     if node["class_type"] in JOINING:
         parts = [_entries(get, inputs.get(name), seen) for name in JOINING[node["class_type"]]]

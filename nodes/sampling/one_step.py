@@ -7,7 +7,6 @@ import math
 
 import comfy.latent_formats
 import comfy.model_management
-import comfy.patcher_extension
 import comfy.sample
 import comfy.samplers
 import comfy.utils
@@ -149,9 +148,8 @@ class _Guider(comfy.samplers.CFGGuider):
 
 def reads_unconditional(model: ModelPatcher) -> bool:
     """Whether patches of the model say that they read it, as Self-Attention Guidance does, or may change the CFG."""
-    options = model.model_options
-    wrappers = comfy.patcher_extension.get_all_wrappers(WrappersMP.PREDICT_NOISE, options, is_model_options=True)
-    return bool(options.get("disable_cfg1_optimization") or wrappers)
+    flag = model.model_options.get("disable_cfg1_optimization", False)
+    return bool(flag or model.get_all_wrappers(WrappersMP.PREDICT_NOISE))
 
 
 def _lowest_start(preset: Preset) -> float:
