@@ -155,6 +155,28 @@ def test_negative_of_another_width_is_one_sentence(server, graph):
         server.run(workflow.only(bad, WITH))
 
 
+@pytest.mark.parametrize("text", ["", "  "])
+def test_an_empty_box_switches_nasa_off(server, graph, text):
+    """Through a conditioning node too: the picture is the one without a negative."""
+    seed = {"SNOOPIOneStepSampler": {"seed": 77}}
+    negative = next(node_id for node_id, node in graph.items() if node["_meta"]["title"] == "Negative prompt")
+    early = {"class_type": "ConditioningSetTimestepRange", "_meta": {"title": "Early"},
+             "inputs": {"conditioning": [negative, 0], "start": 0.0, "end": 0.9}}  # fmt: skip
+    through = workflow.with_values(graph | {"early": early}, NASACrossAttentionPatch={"negative": ["early", 0]})
+    without = pictures(server, graph, WITHOUT, **seed)
+    for wired in (graph, through):
+        strong = {"NASACrossAttentionPatch": {"alpha": 1.0}, **seed}
+        assert not np.array_equal(pictures(server, wired, WITH, **strong), without)
+        assert np.array_equal(pictures(server, wired, WITH, **strong, **{"Negative prompt": {"text": text}}), without)
+
+
+@pytest.mark.parametrize("input", ["model", "latent_image"])
+def test_nothing_for_a_link_over_the_api_is_one_sentence(server, graph, input):
+    bad = workflow.with_values(graph, SNOOPIOneStepSampler={input: None})
+    with pytest.raises(Refused, match=f"{input} is empty: connect"):
+        server.run(workflow.only(bad, WITHOUT))
+
+
 def test_nan_alpha_is_refused(server, graph):
     bad = workflow.with_values(graph, NASACrossAttentionPatch={"alpha": float("nan")})
     with pytest.raises(Refused, match="alpha"):
