@@ -58,14 +58,17 @@ def test_nodes_are_there_and_explain_themselves(schemas, node):
 
 @pytest.mark.parametrize("path", DEMO + TEACHING, ids=lambda path: path.stem)
 def test_every_workflow_of_the_demo_and_the_teaching_model_runs(server, schemas, path):
-    result = server.run(workflow.load(path, schemas))
+    graph = workflow.load(path, schemas)
+    if path in TEACHING:  # 512 pixels take their time on two cores
+        graph = workflow.with_values(graph, EmptyLatentImage={"width": 64, "height": 64})
+    result = server.run(graph)
     assert result.pictures
     for shown in result.pictures.values():
         if "sweep" in path.stem:
             count, height, width, _ = shown.shape
             assert count == 1 and height > 2 * 256 and width > 4 * 256  # eight pictures, four in a row
         else:
-            assert shown.shape == ((4, 256, 256, 3) if path in DEMO else (1, 512, 512, 3))
+            assert shown.shape == ((4, 256, 256, 3) if path in DEMO else (1, 64, 64, 3))
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
@@ -113,7 +116,7 @@ def test_help_page_and_its_pictures_are_served(server, node):
 def test_auto_says_what_it_took(server, schemas):
     prompt = workflow.load(PACK / "workflows" / f"{AUTO}.json", schemas)
     chosen = {"SNOOPICheckpointLoader": {"model_name": f"checkpoints/{DEMO_MODEL}"}}
-    prompt_id = server.queue(workflow.with_values(prompt, SNOOPIOneStepSampler={"seed": 77}, **chosen))
+    prompt_id = server.queue(workflow.with_values(prompt, SNOOPIOneStepSampler={"seed": 77, "alpha": 1.3}, **chosen))
     server.wait(prompt_id)
     outputs = json.loads(server.request(f"history/{prompt_id}"))[prompt_id]["outputs"]
     said = {prompt[node_id]["class_type"]: output["text"] for node_id, output in outputs.items() if "text" in output}
