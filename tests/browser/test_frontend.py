@@ -69,6 +69,23 @@ SHOW = """() => {
 }"""
 
 
+BLUEPRINTS = sorted((PACK / "subgraphs").glob("*.json"))
+SEARCH = """() => {
+    app.graph.clear()
+    return app.extensionManager.command.execute("Workspace.SearchBox.Toggle")
+}"""
+FILL_IN = """values => {  // and a Save Image behind it
+    const [node] = app.graph._nodes
+    for (const [name, value] of Object.entries(values)) node.widgets.find(widget => widget.name === name).value = value
+    const save = LiteGraph.createNode("SaveImage")
+    app.graph.add(save)
+    node.connect(0, save, 0)
+    const size = node.subgraph.nodes.find(inner => inner.type === "EmptyLatentImage")
+    size.widgets.slice(0, 2).forEach(widget => { widget.value = 64 })
+    return [node.inputs.map(slot => slot.name), node.outputs.map(slot => slot.type)]
+}"""
+
+
 @contextmanager
 def frontend(address: str):
     with sync_playwright() as playwright, playwright.chromium.launch(**launch_options()) as browser:
@@ -110,4 +127,30 @@ def test_workflow(page: Page, server, path):
     page.wait_for_timeout(1500)  # the pictures are drawn a moment after they arrive
     assert page.evaluate(BEHIND) == []
     FOLDER.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=FOLDER / f"{path.stem}.png")
+
+
+@pytest.mark.parametrize("path", BLUEPRINTS, ids=lambda path: path.stem)
+def test_blueprint_is_found_by_its_name_placed_and_makes_a_picture(page: Page, server, path):
+    names = [entry["name"] for entry in json.loads(server.request("global_subgraphs")).values()]
+    assert path.stem in names
+    page.evaluate(SEARCH)
+    page.wait_for_timeout(1000)  # the box opens
+    page.keyboard.type(path.stem.lower())
+    page.wait_for_timeout(1500)  # the list follows what is typed
+    page.keyboard.press("Enter")
+    page.mouse.move(900, 400)  # newer frontends hang the node on the pointer first
+    page.wait_for_timeout(500)
+    page.mouse.click(900, 400)
+    page.wait_for_function("() => app.graph._nodes.length === 1")
+    values = {"prompt": "a tree", "negative": "leaves", "seed": 3, "ckpt_name": PUBLISHED}
+    inputs, outputs = page.evaluate(FILL_IN, values)
+    assert inputs == list(values) and outputs == ["IMAGE"]
+    sent = page.evaluate("async () => (await app.graphToPrompt()).output").values()
+    texts = {node["_meta"]["title"]: node["inputs"]["text"] for node in sent if node["class_type"] == "CLIPTextEncode"}
+    assert texts == {"Prompt": "a tree", "Negative prompt": "leaves"}
+    (sampler,) = (node["inputs"] for node in sent if node["class_type"] == "SNOOPIOneStepSampler")
+    assert sampler["seed"] == 3 and sampler["negative"] and sampler["preset"] == "auto"
+    output = page.evaluate(QUEUE)
+    assert output.get("images"), output
     page.screenshot(path=FOLDER / f"{path.stem}.png")
