@@ -59,5 +59,5 @@ def test_changelog_begins_with_what_comes_next_and_this_version():
 
 def test_only_pyproject_names_the_repository():
     address = PROJECT["urls"]["Repository"].removeprefix("https://")
-    for path in [*(PACK / "workflows").glob("*.json"), *(PACK / "subgraphs").glob("*.json"), *(PACK / "web").rglob("*.md")]:
-        assert address not in path.read_text()
+    kinds = ("workflows/*.json", "subgraphs/*.json", "web/**/*.md", "nodes/**/*.py")
+    assert not [path for kind in kinds for path in PACK.glob(kind) if address in path.read_text()]
