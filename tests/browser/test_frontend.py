@@ -1,6 +1,7 @@
 """Every workflow in the real frontend: it loads, nothing overlaps, it is the graph that we send, it runs."""
 
 import json
+import re
 from contextlib import contextmanager
 
 import pytest
@@ -103,6 +104,13 @@ def page(server):
         yield page
 
 
+@pytest.fixture
+def fresh(page):
+    """Nothing lies over the canvas any more."""
+    page.reload()
+    page.wait_for_function(READY)
+
+
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_workflow(page: Page, server, path):
     graph = json.loads(path.read_text())
@@ -116,6 +124,7 @@ def test_workflow(page: Page, server, path):
     assert theirs == workflow.load(path, server.object_info())
 
     if can_run:
+        server.request("free", {"free_memory": True})  # a node that is not run anew says nothing
         page.evaluate(SMALL)  # 512 pixels take their time on two cores
         output = page.evaluate(QUEUE)
         assert output.get("images"), output
@@ -130,8 +139,19 @@ def test_workflow(page: Page, server, path):
     page.screenshot(path=FOLDER / f"{path.stem}.png")
 
 
+def test_missing_files_are_offered_for_download(page: Page, fresh):
+    path = PACK / "workflows" / "13 DMD2 SDXL, 4 steps.json"
+    page.evaluate(LOAD, [json.loads(path.read_text()), path.stem])
+    page.get_by_text(re.compile("View details|Missing Models")).first.wait_for()  # a panel on newer frontends, a dialog
+    if page.get_by_text("View details").count():
+        page.get_by_text("View details").click()
+    page.get_by_role("button", name=re.compile("^Download")).nth(1).wait_for()
+    for name in ("sd_xl_base_1.0.safetensors", "dmd2_sdxl_4step_lora_fp16.safetensors"):
+        assert page.get_by_text(name).count()
+
+
 @pytest.mark.parametrize("path", BLUEPRINTS, ids=lambda path: path.stem)
-def test_blueprint_is_found_by_its_name_placed_and_makes_a_picture(page: Page, server, path):
+def test_blueprint_is_found_by_its_name_placed_and_makes_a_picture(page: Page, fresh, server, path):
     names = [entry["name"] for entry in json.loads(server.request("global_subgraphs")).values()]
     assert path.stem in names
     page.evaluate(SEARCH)
