@@ -18,7 +18,7 @@ def refusal(alpha_from: float | None, alpha_to: float | None, count: int | None)
     if count is not None and count < 1:
         return f"count is {count}, so there is nothing to show: give a number from 1 to {MOST}."
     if count is not None and count > MOST:
-        return f"count is {count}: give a number from 1 to {MOST}, and look closer with another alpha_from and alpha_to."
+        return f"count is {count}: give a number from 1 to {MOST}; to look closer, set alpha_from and alpha_to nearer."
     if None not in (alpha_from, alpha_to, count) and count > 1 and math.isclose(alpha_from, alpha_to, abs_tol=1e-6):
         return f"alpha_from and alpha_to are both {alpha_from:g}: set them apart, or set count to 1 for one picture."
     return None
