@@ -109,6 +109,7 @@ def fresh(page):
     """Nothing lies over the canvas any more."""
     page.reload()
     page.wait_for_function(READY)
+    page.wait_for_timeout(3000)  # blueprints come last
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
@@ -155,9 +156,9 @@ def test_blueprint_is_found_by_its_name_placed_and_makes_a_picture(page: Page, f
     names = [entry["name"] for entry in json.loads(server.request("global_subgraphs")).values()]
     assert path.stem in names
     page.evaluate(SEARCH)
-    page.wait_for_timeout(1000)  # the box opens
-    page.keyboard.type(path.stem.lower())
-    page.wait_for_timeout(1500)  # the list follows what is typed
+    page.wait_for_function("() => document.activeElement?.tagName === 'INPUT'")
+    page.keyboard.type(" ".join(path.stem.lower().split()[:2]))
+    page.get_by_text("with negative prompt").first.wait_for()
     page.keyboard.press("Enter")
     page.mouse.move(900, 400)  # newer frontends hang the node on the pointer first
     page.wait_for_timeout(500)
