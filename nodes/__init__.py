@@ -2,6 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from .alpha_sweep import NASAAlphaSweep
 from .checkpoint_loader import SNOOPICheckpointLoader
 from .model_sampling import SNOOPIModelSampling
 from .nasa_patch import NASACrossAttentionPatch
@@ -14,6 +15,7 @@ NODES: list[type[io.ComfyNode]] = [
     SNOOPIModelSampling,
     SNOOPIOneStepScheduler,
     SNOOPICheckpointLoader,
+    NASAAlphaSweep,
 ]
 
 

@@ -14,6 +14,7 @@ sys.modules["training"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(sys.modules["training"])
 
 CHECKPOINT = "snoopi-shapes.safetensors"
+PUBLISHED = "sd_turbo.safetensors"  # the file of the teaching graphs; the demo model takes its place
 
 
 @pytest.fixture(scope="session")
@@ -33,9 +34,10 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def server(base, untrained_checkpoint):
-    """A client of a real ComfyUI server that has this pack and the untrained checkpoint."""
+    """A client of a real ComfyUI server that has this pack and the untrained checkpoint, under two names."""
     folder = base / "models" / "checkpoints"
     folder.mkdir(parents=True)
-    (folder / CHECKPOINT).symlink_to(untrained_checkpoint)
+    for name in (CHECKPOINT, PUBLISHED):
+        (folder / name).symlink_to(untrained_checkpoint)
     with serve(base, nodes=(PACK / "tests" / "comfyui" / "other_width",)) as client:
         yield client

@@ -14,14 +14,17 @@ from comfyui.serve import PACK, serve
 
 NODES = (
     "NASACrossAttentionPatch", "SNOOPIOneStepSampler", "SNOOPIModelSampling", "SNOOPIOneStepScheduler",
-    "SNOOPICheckpointLoader",
+    "SNOOPICheckpointLoader", "NASAAlphaSweep",
 )  # fmt: skip
 WITH, WITHOUT = "With the negative prompt", "Without"
 DEMO_MODEL = "snoopi-shapes.safetensors"
+PUBLISHED = "sd_turbo.safetensors"  # of the teaching graphs; the tests put the demo model in its place
 WORKFLOWS = sorted((PACK / "workflows").glob("*.json"))
-RUNNABLE = [path for path in WORKFLOWS if DEMO_MODEL in path.read_text()]
-TEMPLATES = [path for path in WORKFLOWS if path not in RUNNABLE]  # for models that the user downloads
-AUTO = "Auto finds the model (SNOOPI Checkpoint Loader)"
+DEMO = [path for path in WORKFLOWS if DEMO_MODEL in path.read_text()]
+TEACHING = [path for path in WORKFLOWS if PUBLISHED in path.read_text()]
+TEMPLATES = [path for path in WORKFLOWS if path not in DEMO + TEACHING]  # for other models that the user downloads
+AUTO = "06 Auto finds the model"
+SWEEP = "93 Demo model, alpha sweep"
 PRESETS = yaml.safe_load((PACK / "nodes" / "sampling" / "presets.yaml").read_text())
 FOLDERS = {
     "ckpt_name": "checkpoints", "unet_name": "diffusion_models", "lora_name": "loras", "vae_name": "vae",
@@ -36,7 +39,7 @@ def schemas(server):
 
 @pytest.fixture(scope="module")
 def graph(schemas):
-    return workflow.load(PACK / "workflows" / "NASA negative prompt (one step).json", schemas)
+    return workflow.load(PACK / "workflows" / "91 Demo model, with and without.json", schemas)
 
 
 def pictures(server, graph, title, **values):
@@ -53,11 +56,19 @@ def test_nodes_are_there_and_explain_themselves(schemas, node):
     assert len(schema["output_tooltips"]) == len(schema["output"]) and all(schema["output_tooltips"])
 
 
-@pytest.mark.parametrize("path", RUNNABLE, ids=lambda path: path.stem)
-def test_every_workflow_of_the_demo_model_runs(server, schemas, path):
-    result = server.run(workflow.load(path, schemas))
-    assert result.pictures and all(shown.shape == (4, 256, 256, 3) for shown in result.pictures.values())
-    assert path.with_suffix(".jpg").is_file()
+@pytest.mark.parametrize("path", DEMO + TEACHING, ids=lambda path: path.stem)
+def test_every_workflow_of_the_demo_and_the_teaching_model_runs(server, schemas, path):
+    graph = workflow.load(path, schemas)
+    if path in TEACHING:  # 512 pixels take their time on two cores
+        graph = workflow.with_values(graph, EmptyLatentImage={"width": 64, "height": 64})
+    result = server.run(graph)
+    assert result.pictures
+    for shown in result.pictures.values():
+        if "sweep" in path.stem:
+            count, height, width, _ = shown.shape
+            assert count == 1 and height > 2 * 256 and width > 4 * 256  # eight pictures, four in a row
+        else:
+            assert shown.shape == ((4, 256, 256, 3) if path in DEMO else (1, 64, 64, 3))
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
@@ -104,7 +115,8 @@ def test_help_page_and_its_pictures_are_served(server, node):
 
 def test_auto_says_what_it_took(server, schemas):
     prompt = workflow.load(PACK / "workflows" / f"{AUTO}.json", schemas)
-    prompt_id = server.queue(workflow.with_values(prompt, SNOOPIOneStepSampler={"seed": 77}))
+    chosen = {"SNOOPICheckpointLoader": {"model_name": f"checkpoints/{DEMO_MODEL}"}}
+    prompt_id = server.queue(workflow.with_values(prompt, SNOOPIOneStepSampler={"seed": 77, "alpha": 1.3}, **chosen))
     server.wait(prompt_id)
     outputs = json.loads(server.request(f"history/{prompt_id}"))[prompt_id]["outputs"]
     said = {prompt[node_id]["class_type"]: output["text"] for node_id, output in outputs.items() if "text" in output}
@@ -140,7 +152,7 @@ def test_negative_changes_the_picture_and_leaves_the_model_as_it_was(server, gra
 
 def test_stock_nodes_without_cfg_make_the_same_pictures(server, schemas, graph):
     """The one-step sampler is what a stock sampler does from the same start."""
-    stock = workflow.load(PACK / "workflows" / "CFG in one step (for comparison).json", schemas)
+    stock = workflow.load(PACK / "workflows" / "92 Demo model, CFG.json", schemas)
     expected = pictures(server, graph, WITHOUT, SNOOPIOneStepSampler={"seed": 5})
     found = pictures(server, stock, "With CFG", SamplerCustom={"noise_seed": 5, "cfg": 1.0})
     assert np.abs(expected.astype(int) - found).max() <= 1
@@ -187,6 +199,34 @@ def test_unknown_preset_is_refused(server, graph):
     bad = workflow.with_values(graph, SNOOPIOneStepSampler={"preset": "no such model"})
     with pytest.raises(Refused, match="SNOOPIOneStepSampler.*no such model"):
         server.run(workflow.only(bad, WITH))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "sentence"),
+    [
+        ({"count": 0}, "NASAAlphaSweep.*count is 0.*from 1 to 30"),
+        ({"alpha_from": 0.5, "alpha_to": 0.5}, "NASAAlphaSweep.*both 0.5.*apart"),
+        ({"alpha_to": float("nan")}, "NASAAlphaSweep.*alpha_to is nan.*from 0 to 2"),
+    ],
+)
+def test_an_empty_sweep_is_refused_before_the_run(server, schemas, inputs, sentence):
+    graph = workflow.load(PACK / "workflows" / f"{SWEEP}.json", schemas)
+    with pytest.raises(Refused, match=sentence):
+        server.queue(workflow.with_values(graph, NASAAlphaSweep=inputs))
+
+
+def test_a_sweep_can_be_cancelled_and_run_again(server, schemas):
+    graph = workflow.load(PACK / "workflows" / f"{SWEEP}.json", schemas)
+    before = server.run(workflow.with_values(graph, NASAAlphaSweep={"seed": 41})).pictures
+    long = workflow.with_values(graph, NASAAlphaSweep={"seed": 42, "count": 30}, EmptyLatentImage={"batch_size": 100})
+    prompt_id = server.queue(long)
+    time.sleep(0.5)
+    server.interrupt()
+    with pytest.raises(Interrupted):
+        server.wait(prompt_id)
+    server.run(workflow.with_values(graph, NASAAlphaSweep={"seed": 43, "count": 1}))
+    after = server.run(workflow.with_values(graph, NASAAlphaSweep={"seed": 41})).pictures
+    assert all(np.array_equal(before[node], after[node]) for node in before)
 
 
 def test_interrupt_leaves_nothing_behind(server, graph):

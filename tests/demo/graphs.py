@@ -5,8 +5,8 @@ from pathlib import Path
 from comfyui import workflow
 
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
-NASA_WORKFLOW = WORKFLOWS / "NASA negative prompt (one step).json"
-CFG_WORKFLOW = WORKFLOWS / "CFG in one step (for comparison).json"
+NASA_WORKFLOW = WORKFLOWS / "91 Demo model, with and without.json"
+CFG_WORKFLOW = WORKFLOWS / "92 Demo model, CFG.json"
 METHODS = ("none", "cfg", "embedding", "nasa")
 CFG_SCALE = 2.0
 

@@ -76,6 +76,8 @@ def pack():
         "presets": ".nodes.sampling.presets",
         "one_step": ".nodes.sampling.one_step",
         "nasa_patch": ".nodes.nasa_patch",
+        "alpha_sweep": ".nodes.alpha_sweep",
+        "sheet": ".nodes.sweep.sheet",
         "one_step_sampler": ".nodes.one_step_sampler",
     }
     return SimpleNamespace(**{short: importlib.import_module(name + path) for short, path in modules.items()})

@@ -1,0 +1,1 @@
+"""One noise at several strengths of a negative prompt, side by side."""

@@ -1,0 +1,77 @@
+"""Square pictures beside the graphs in workflows/: without and with the negative prompt, by the demo model.
+
+    PYTHONPATH=tests:. build/venv/bin/python -m demo.thumbnails
+
+No weights of the published models can be had here, so every thumbnail says which model drew it. The seeds are chosen:
+with each, what is not wanted is in three of four pictures without the negative prompt and in none with it.
+"""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from comfyui.serve import prepare, serve
+from demo.__main__ import CHECKPOINT, make_checkpoint
+from demo.figures import font
+from demo.graphs import WORKFLOWS, Graphs
+from training.shapes.detector import read
+from training.shapes.measurement import ALPHA, Pair, absent, kept
+
+SIDE, PICTURE, BAR = 480, 192, 48
+PAPER, INK, QUIET = "#1b1f24", "#ffffff", "#9da7b3"
+SHOWN = (
+    (Pair("a colored circle", "red"), 26),
+    (Pair("a colored square", "green"), 32),
+    (Pair("a colored triangle", "blue"), 6),
+    (Pair("a colored cross", "yellow"), 47),
+    (Pair("a green shape", "square"), 39),
+    (Pair("a yellow shape", "cross"), 11),
+)
+
+
+def thumbnail(pair: Pair, without: np.ndarray, steered: np.ndarray, how: str) -> Image.Image:
+    """A square with the two pictures of a batch that show the most: left without, right with the negative prompt.
+
+    Args:
+        without, steered: uint8 [batch, height, width, 3], the same noises.
+        how: the heading of the right half.
+    """
+    effect = [
+        (not absent(before, pair.negative)) + kept(after, pair.prompt)
+        for before, after in zip(read(without), read(steered), strict=True)
+    ]
+    chosen = sorted(range(len(effect)), key=lambda number: -effect[number])[:2]
+    square = Image.new("RGB", (SIDE, SIDE), PAPER)
+    draw = ImageDraw.Draw(square)
+    half = SIDE // 2
+    for column, (pictures, head) in enumerate(((without, "without"), (steered, how))):
+        middle = column * half + half // 2
+        draw.text((middle, BAR // 2), head, INK, font(24), anchor="mm")
+        for row, number in enumerate(chosen):
+            large = Image.fromarray(pictures[number]).resize((PICTURE, PICTURE), Image.Resampling.BICUBIC)
+            square.paste(large, (middle - PICTURE // 2, BAR + row * PICTURE))
+    draw.line((half, BAR, half, SIDE - BAR), QUIET, 2)
+    draw.text((half, SIDE - BAR // 2), f"not: {pair.negative}   (demo model)", QUIET, font(20), anchor="mm")
+    return square
+
+
+def main() -> None:
+    base = Path(tempfile.mkdtemp())
+    prepare(base)
+    make_checkpoint(base / "models" / "checkpoints" / CHECKPOINT)
+    with serve(base) as client:
+        graphs = Graphs(client.object_info())
+        for number, path in enumerate(sorted(WORKFLOWS.glob("*.json"))):
+            pair, seed = SHOWN[0 if CHECKPOINT in path.read_text() else number % len(SHOWN)]  # the demo's own graphs
+            method, how = ("cfg", "with CFG") if "CFG" in path.stem else ("nasa", "with")
+            made = []
+            for way in ("none", method):
+                graph = graphs.of(way, pair.prompt, pair.negative, seed, 4, ALPHA)
+                made += client.run(graph).pictures.values()
+            thumbnail(pair, *made, how).save(path.with_suffix(".jpg"), quality=88)
+
+
+if __name__ == "__main__":
+    main()
