@@ -11,6 +11,7 @@ import safetensors.torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..shipped import remedy
 
 
 def check_source(source: str) -> None:
@@ -23,7 +24,9 @@ def check_source(source: str) -> None:
     hub_name = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source)
     beside = path.parts and Path(path.parts[0]).is_dir()  # runs/teacher, where runs/ is here
     if not hub_name or path.suffix in (".safetensors", ".ckpt", ".pt", ".pth") or beside:
-        raise UserError(f"There is no teacher {source}; give a diffusers folder, a .safetensors file or a hub name.")
+        raise UserError(
+            f"There is no teacher {source}; give a diffusers folder, a .safetensors file or a hub name{remedy(source)}."
+        )
 
 
 def is_single_file(source: str) -> bool:
@@ -35,7 +38,8 @@ def load_part(load: Callable[..., Any], source: str, folder: str, **options: Any
     local = Path(source)
     if local.exists() and not (local / folder).is_dir():
         raise UserError(
-            f"The teacher {source} has no folder {folder}/; give a diffusers folder, as save_pretrained writes."
+            f"The teacher {source} has no folder {folder}/; give a diffusers folder, as save_pretrained "
+            f"writes{remedy(source)}."
         )
     try:
         return load(source, subfolder=folder, **options)
@@ -43,10 +47,10 @@ def load_part(load: Callable[..., Any], source: str, folder: str, **options: Any
         reason = " ".join(str(error).split())[:200]
     except Exception as error:  # safetensors' own error has no better base
         reason = f"{type(error).__name__}: {error}"
-    remedy = (
+    cause = (
         "a file is damaged or missing, copy it again" if local.exists() else "no such folder, nor a model on the hub"
     )
-    raise UserError(f"Cannot load {folder} of the teacher {source}: {remedy} ({reason}).")
+    raise UserError(f"Cannot load {folder} of the teacher {source}: {cause} ({reason}).")
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
