@@ -54,7 +54,7 @@ def test_what_make_demo_model_makes_is_told_to_be_made_by_it(tmp_path, monkeypat
     with pytest.raises(UserError, match="There is no teacher build/demo-model/teacher; .*run `make demo-model` first"):
         check_source(shapes.teacher)
     Path(shapes.teacher, "vae").mkdir(parents=True)
-    with pytest.raises(UserError, match="has no folder unet/; .*run `make demo-model` first"):
+    with pytest.raises(UserError, match="has no folder unet/.*run `make demo-model` first"):
         load_part(None, shapes.teacher, "unet")
     with pytest.raises(UserError) as told:
         read_prompts("mine/prompts.txt")
