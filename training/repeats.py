@@ -18,8 +18,9 @@ def few_prompts(config: Config, prompts: Sequence[str], negatives: Sequence[str]
     if config.nasa:
         lists.append((config.nasa.prompts, len(negatives), NEGATIVE_LISTS))
     return [
-        f"{source} holds {count} prompts for a run of {samples:,} samples, which sees each {samples // count:,} "
-        f"times: far too few for real use; give a longer list ({longer}; part 2 of training/README.md)."
+        f"{source} holds {count} prompts for a run of {samples:,} samples, which sees each "
+        f"{samples // count:,} times: far too few for real use; give a longer list "
+        f"({longer}; part 2 of training/README.md)."
         for source, count, longer in lists
         if count and samples // count > TOO_OFTEN
     ]
