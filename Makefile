@@ -22,7 +22,7 @@ help: ## list the commands
 	@echo "  PYTHON=FILE       use this interpreter, which has ComfyUI's requirements; nothing in it is changed"
 
 demo: environment ## steer the demo model with negative prompts on a real ComfyUI; ends with a table and a picture
-	@$(in_environment) PYTHONPATH=tests:. $(python) -m demo
+	@$(in_environment) PYTHONPATH=tests:. $(python) -m demo $(ARGS)
 
 # -P: the pack's folder, which holds a nodes/, stays off sys.path.
 test: environment ## run every test, among them those that start a real ComfyUI and a real browser

@@ -1,33 +1,36 @@
-"""`python -m training COMMAND`: the commands of the trainer."""
+"""`python -m training COMMAND`, or `snoopi-train COMMAND`: the commands of the trainer.
+
+torch and the libraries on it take seconds to import: nothing here does, nor anything that this imports, before the
+arguments are read.
+"""
 
 import argparse
 import os
 import sys
 from dataclasses import replace
 
-from diffusers.utils import logging as diffusers_logging
-from transformers.utils import logging as transformers_logging
-
+from . import COMMAND
 from .errors import UserError
-from .progress import StopSignal
 
-EPILOG = """commands in order:
-  python -m training distill training/configs/sd15.yaml --dry-run     what it would take: memory, hours
-  python -m training encode training/configs/pixart.yaml     T5 once for all prompts (for PixArt; others need it not)
-  python -m training distill training/configs/sd15.yaml     train a one-step student (Ctrl-C saves; --resume goes on)
-  python -m training sample runs/sd15 --prompt "A pet" --output pets.png
-  python -m training export runs/sd15 --output student.safetensors     a file that ComfyUI and diffusers load
-  python -m training inspect student.safetensors     what a file is
+DESCRIPTION = "Distils a many-step text-to-image model into a one-step one, from prompts alone (PG-SB, SNOOPI)."
+EPILOG = f"""commands in order:
+  {COMMAND} distill training/configs/sd15.yaml --dry-run     what it would take: memory, hours
+  {COMMAND} encode training/configs/pixart.yaml --output runs/encoded     T5 once for all prompts (for PixArt alone)
+  {COMMAND} distill training/configs/sd15.yaml     train a one-step student (Ctrl-C saves; --resume goes on)
+  {COMMAND} sample runs/sd15 --prompt "A pet" --output pets.png
+  {COMMAND} export runs/sd15 --output student.safetensors     a file that ComfyUI and diffusers load
+  {COMMAND} inspect student.safetensors     what a file is
 
-On several GPUs: accelerate launch --multi_gpu -m training distill training/configs/sd15.yaml
-  (`student: {shard: true}` in the config splits the student over them instead of copying it)
+Where there is no such file here, training/... is the trainer's own.
+On several GPUs: accelerate launch --multi_gpu -m {__package__} distill training/configs/sd15.yaml
+  (`student: {{shard: true}}` in the config splits the student over them instead of copying it)
 """
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m training",
-        description=__doc__,
+        prog=COMMAND,
+        description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -89,12 +92,16 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("file", metavar="FILE", help="a .safetensors file, or a folder: a run, checkpoint or model")
 
     options = parser.parse_args(arguments)
-    diffusers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     try:
+        from diffusers.utils import logging as diffusers_logging
+        from transformers.utils import logging as transformers_logging
+
+        diffusers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
         if options.command == "distill":
             from . import config, distill
             from .machine import out_of_memory_told
+            from .progress import StopSignal
 
             settings = config.load(options.config, options.output)
             if options.dry_run:
@@ -129,6 +136,11 @@ def main(arguments: list[str] | None = None) -> int:
             draw(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith(__package__):
+            raise
+        print(f"error: The package {error.name} is not installed; install the extra `training`.", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
         print(

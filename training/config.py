@@ -14,6 +14,7 @@ import yaml
 
 from .errors import UserError, quoted, quoted_value
 from .schema import REQUIRED, block, plain, setting
+from .shipped import shipped
 from .yaml_file import read_settings
 
 
@@ -246,7 +247,7 @@ def load(path: str | Path, output: str | None = None) -> Config:
 
     `extends: OTHER.yaml`, relative to the file, takes every setting that the file itself leaves out from the other.
     """
-    return parse(_read(Path(path), ()) | ({"output": output} if output else {}), str(path))
+    return parse(_read(shipped(path), ()) | ({"output": output} if output else {}), str(path))
 
 
 def _read(path: Path, below: tuple[Path, ...]) -> dict:

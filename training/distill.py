@@ -9,6 +9,7 @@ state, and the same run on another device draws the same numbers. Every process 
 own rows of it, so several processes together do what one would.
 """
 
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -56,6 +57,7 @@ from .nasa import nasa_arguments
 from .preview import Preview
 from .progress import Metrics, ScoreGaps, summary
 from .prompts import PromptOrder, read_prompts
+from .repeats import few_prompts
 from .runs import claimed, find_saved, write_config
 from .sharding import check_can_shard, load_optimizer, put_together, shard, whole
 from .student import load_student, make_student, student_origin, student_state
@@ -89,6 +91,10 @@ def _distill(config: Config, resume: bool, stop: Callable[[], bool], accelerator
     parts = shares(config, accelerator)  # this process's rows of the batch, a slice for each forward
     with accelerator.main_process_first():  # which may have to fetch them
         prompts = read_prompts(config.prompts, config.prompt_column, config.skip_bad_prompts)
+        negatives = read_prompts(config.nasa.prompts) if config.nasa else []
+    if accelerator.is_main_process:
+        for sentence in few_prompts(config, prompts, negatives):
+            print(f"warning: {sentence}", file=sys.stderr)
 
     # --- the networks ---------------------------------------------------------------------------------------------
     backbone = load_backbone(config.backbone, config.teacher, device, config.teacher_parts)
@@ -105,8 +111,8 @@ def _distill(config: Config, resume: bool, stop: Callable[[], bool], accelerator
         if config.encoded_prompts
         else PromptEmbeddings(backbone, prompts, config.text_cache_megabytes, config.null_prompt, stop)
     )
-    negatives = read_prompts(config.nasa.prompts) if config.nasa else []
-    negative_order = PromptOrder(len(negatives), config.seed)
+    if config.nasa:
+        negative_order = PromptOrder(len(negatives), config.seed)
     clip = ClipEmbeddings(config.clip, backbone) if config.clip else None
     origin = student_origin(backbone, config.student)
     contents = made_of(config, backbone, prompts, negatives, clip, origin)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from . import COMMAND
 from .atomic import atomic_file
 from .backbones import LatentDiffusion, load_backbone
 from .backbones.sources import is_single_file
@@ -107,7 +108,7 @@ class EncodedPrompts:
         if missing := [path for path in [*shards, self._extra] if not path.exists()]:
             raise UserError(
                 f"{quoted(self.folder)} is not complete: {len(missing)} of {len(shards) + 1} files are missing; run "
-                f"`python -m training encode` with this config, which goes on where it stopped."
+                f"`{COMMAND} encode` with this config, which goes on where it stopped."
             )
         self.null = self.texts([config.null_prompt])
 
@@ -118,9 +119,7 @@ class EncodedPrompts:
     def texts(self, texts: Sequence[str]) -> Text:
         """The same for null, sample and negative prompts of the config. Raises UserError for any other text."""
         if other := [text for text in texts if text not in self._extras]:
-            raise UserError(
-                f"{quoted(self.folder)} does not hold `{quoted(other[0])}`; run `python -m training encode` again."
-            )
+            raise UserError(f"{quoted(self.folder)} does not hold `{quoted(other[0])}`; run `{COMMAND} encode` again.")
         return self._rows([(self._extra, self._extras[text]) for text in texts])
 
     def nulls(self, count: int) -> Text:
@@ -144,8 +143,7 @@ class EncodedPrompts:
                 self._shards[path] = file.get_slice("embeddings"), file.get_tensor("offsets")
             except (OSError, safetensors.SafetensorError) as error:
                 raise UserError(
-                    f"Cannot read {quoted(path)}: {quoted(error)}; delete the file and run `python -m training encode` "
-                    f"again."
+                    f"Cannot read {quoted(path)}: {quoted(error)}; delete the file and run `{COMMAND} encode` again."
                 ) from None
         return self._shards[path]
 
@@ -186,8 +184,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         raise UserError(
-            f"{quoted(folder)} holds no encoded prompts ({quoted(reason)}); make them with "
-            f"`python -m training encode CONFIG`."
+            f"{quoted(folder)} holds no encoded prompts ({quoted(reason)}); make them with `{COMMAND} encode CONFIG`."
         ) from None
 
 

@@ -17,6 +17,7 @@ from .adapter import add_adapter
 from .backbones import backbone_class
 from .config import Config, to_dict
 from .machine import OPTIMIZER_BYTES, precision_of
+from .repeats import few_prompts_before_a_run
 from .sharding import gathered_at_once
 from .text import Text
 
@@ -98,7 +99,7 @@ def network_forwards(config: Config) -> float:
 
 
 def report(config: Config, processes: int = 1) -> str:
-    """What --dry-run prints: the resolved config, then the computed figures."""
+    """What --dry-run prints: the resolved config, the computed figures, what is wrong with the prompts."""
     planned = plan(config, processes)
     lines = ["# The resolved config", yaml.safe_dump(to_dict(config), sort_keys=False)]
     lines.append("# Computed from the networks' configs, not measured")
@@ -112,6 +113,7 @@ def report(config: Config, processes: int = 1) -> str:
         hours = planned.flops * planned.steps / (peak * 1e12 * REACHED) / 3600
         use = f"{planned.steps} steps on {processes} {name}:"
         lines.append(f"{use:44}{hours / processes:10.0f} hours at {REACHED:.0%} of {peak} TFLOP/s")
+    lines += [f"warning: {sentence}" for sentence in few_prompts_before_a_run(config)]
     return "\n".join(lines)
 
 

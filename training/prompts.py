@@ -15,6 +15,7 @@ import numpy
 from tqdm import tqdm
 
 from .errors import UserError, quoted
+from .shipped import remedy, shipped
 
 COLUMNS = ("prompt", "caption", "text")  # tried in this order
 LONGEST = 10_000  # characters; every text encoder stops reading long before
@@ -40,7 +41,7 @@ def read_prompts(source: str | Path, column: str | None = None, skip_bad: bool =
         rows: Iterable[Row] = _jsonl_rows(path, None)
         text = f"{text} (snapshot {path})"
     else:
-        path = Path(source)
+        path = shipped(source)
         if path.suffix not in READERS:
             kinds = ", ".join(f"{suffix} ({how})" for suffix, how in READERS.items())
             raise UserError(f"The prompt file {quoted(path)} must end in {kinds}, or be {STREAM}OWNER/NAME.")
@@ -98,7 +99,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 blank.clear()
                 yield number, line
     except OSError as error:
-        raise UserError(f"Cannot read the prompt file {quoted(path)}: {quoted(error.strerror or error)}.") from None
+        why = quoted(error.strerror or error)
+        raise UserError(f"Cannot read the prompt file {quoted(path)}: {why}{remedy(path)}.") from None
 
 
 def _txt_rows(path: Path, column: str | None) -> Iterator[Row]:

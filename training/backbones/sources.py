@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError, quoted
+from ..shipped import remedy
 
 SAFELY = {"use_safetensors": True, "output_loading_info": True}
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -26,7 +27,9 @@ def check_source(source: str) -> None:
         raise UserError(f"The teacher {name} is a file, but no .safetensors; save it as one, pickles are not read.")
     beside = path.parts and Path(path.parts[0]).is_dir()  # runs/teacher, where runs/ is here
     if not is_hub_name(source) or path.suffix in (".safetensors", ".ckpt", ".pt", ".pth") or beside:
-        raise UserError(f"There is no teacher {name}; give a diffusers folder, a .safetensors file or a hub name.")
+        raise UserError(
+            f"There is no teacher {name}; give a diffusers folder, a .safetensors file or a hub name{remedy(source)}."
+        )
 
 
 def is_hub_name(source: str) -> bool:
@@ -45,7 +48,7 @@ def load_part(load: Callable[..., Any], source: str, folder: str, **options: Any
         beside = ", ".join(sorted(path.name for path in local.iterdir() if path.is_dir())) if local.is_dir() else ""
         raise UserError(
             f"The teacher {quoted(source)} has no folder {folder}/ (it has {quoted(beside or 'none')}); give a "
-            f"diffusers folder of this `backbone`, as save_pretrained writes."
+            f"diffusers folder of this `backbone`, as save_pretrained writes{remedy(source)}."
         )
     return load_any(load, source, f"{folder} of the teacher", subfolder=folder, **options)
 

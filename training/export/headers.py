@@ -8,6 +8,7 @@ from pathlib import Path
 import safetensors
 import torch
 
+from .. import COMMAND
 from ..errors import UserError, quoted
 from .stable_diffusion import UNET
 
@@ -22,7 +23,7 @@ KINDS = (
     ("UNet, diffusers' names (ComfyUI's Load Diffusion Model, diffusers)", r"down_blocks\.0\.(resnets|attentions)\."),
     ("transformer, diffusers' names (ComfyUI's Load Diffusion Model, diffusers)", r"adaln_single\.linear\.weight"),
     ("transformer, original names (ComfyUI's Load Diffusion Model)", r"t_block\.1\.weight"),
-    ("encoded prompts (python -m training encode)", r"offsets$"),
+    (f"encoded prompts ({COMMAND} encode)", r"offsets$"),
     ("text encoder", r"(text_model\.)?embeddings\.token_embedding|encoder\.block\.0\.layer\.0\.SelfAttention"),
     ("autoencoder", r"(first_stage_model\.)?(encoder|decoder)\.(conv_in|layers\.0|mid)"),
 )

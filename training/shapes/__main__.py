@@ -1,4 +1,4 @@
-"""``python -m training.shapes``: make the demo model, or put its checkpoint together."""
+"""Make the demo model, or put its checkpoint together."""
 
 import argparse
 import json
@@ -6,15 +6,17 @@ import sys
 from pathlib import Path
 
 from ..errors import UserError
-from . import weights
+from ..shipped import DEMO_FOLDER
+
+FOLDER = Path(__file__).with_name("weights")  # weights.py knows it too, but imports torch
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m training.shapes", description=__doc__)
+    parser = argparse.ArgumentParser(prog=f"python -m {__package__}", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     make = commands.add_parser("make", help="train the demo model from nothing; goes on where it stopped")
-    make.add_argument("--folder", type=Path, default=Path("build/demo-model"), help="working folder (%(default)s)")
-    make.add_argument("--target", type=Path, default=weights.FOLDER, help="where the weights go (%(default)s)")
+    make.add_argument("--folder", type=Path, default=Path(DEMO_FOLDER), help="working folder (%(default)s)")
+    make.add_argument("--target", type=Path, default=FOLDER, help="where the weights go (%(default)s)")
     checkpoint = commands.add_parser("checkpoint", help="write the single-file checkpoint that ComfyUI loads")
     checkpoint.add_argument("output", type=Path, help="a .safetensors file")
     checkpoint.add_argument("--untrained", action="store_true", help="random weights: to test wiring only")
@@ -25,6 +27,8 @@ def main() -> int:
 
             print(json.dumps(make_model(arguments.folder, arguments.target), indent=1))
         else:
+            from . import weights
+
             print(weights.write_checkpoint(arguments.output, arguments.untrained))
     except UserError as error:
         print(error, file=sys.stderr)

@@ -1,0 +1,50 @@
+"""A run with far fewer prompts than samples is warned of, by the dry run and by the run."""
+
+import pytest
+
+from training import config
+from training.config import parse
+from training.distill import distill
+from training.plan import report
+from training.repeats import TOO_OFTEN, few_prompts, few_prompts_before_a_run
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd21", "pixart"])
+def test_the_shipped_twelve_prompts_are_told_by_the_dry_run(name):
+    loaded = config.load(f"training/configs/{name}.yaml")
+    *_, told = report(loaded).splitlines()
+    samples = loaded.steps * loaded.batch_size
+    assert told.startswith(f"warning: training/configs/prompts.txt holds 12 prompts for a run of {samples:,} samples")
+    assert "DiffusionDB" in told and "training/README.md" in told and len(told) < 600
+
+
+def test_the_shipped_ten_negatives_are_told_too():
+    prompts, negatives = few_prompts_before_a_run(config.load("training/configs/ablations/nasa_t.yaml"))
+    assert "prompts.txt holds 12 prompts" in prompts
+    assert "negative_prompts.txt holds 10 prompts" in negatives and "negopt_full" in negatives
+
+
+def test_a_run_tells_it_before_it_trains(settings, capsys):
+    long = parse(settings | {"steps": 10**6, "warm_start": None})
+    with pytest.raises(KeyboardInterrupt):
+        distill(long, stop=lambda: True)
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(told) == 1 and "holds 5 prompts for a run of 2,000,002 samples, which sees each 400,000 times" in told[0]
+
+
+def test_enough_prompts_are_no_matter(settings, capsys):
+    """The bound, and the paper's own numbers: 60,000 steps of 64 over 1.4 million; 10,000 negatives."""
+    plain = {"teacher": "x/y", "prompts": "p.txt", "output": "r", "batch_size": 1}
+    assert few_prompts(parse(plain | {"steps": 3 * TOO_OFTEN}), ["a"] * 3, []) == []
+    assert len(few_prompts(parse(plain | {"steps": 3 * (TOO_OFTEN + 1)}), ["a"] * 3, [])) == 1
+    assert few_prompts(parse(plain | {"batch_size": 64}), range(1_400_000), []) == []
+    paper = parse(plain | {"batch_size": 32, "steps": 50_000, "nasa": {"prompts": "n.txt"}})
+    assert few_prompts(paper, range(3_300_000), range(10_000)) == []
+    distill(parse(settings | {"steps": 1, "warm_start": None}))
+    assert "warning: " not in capsys.readouterr().err
+
+
+def test_a_list_on_the_hub_is_not_fetched_for_a_dry_run(monkeypatch):
+    monkeypatch.setattr("training.prompts.snapshot", lambda *_: pytest.fail("asked the hub"))
+    plain = {"teacher": "x/y", "prompts": "datasets://a/b", "output": "r", "nasa": {"prompts": "datasets://c/d"}}
+    assert few_prompts_before_a_run(parse(plain)) == []
