@@ -1,6 +1,7 @@
 """`python -m training COMMAND`: the commands of the trainer."""
 
 import argparse
+import io
 import os
 import sys
 from dataclasses import replace
@@ -89,6 +90,9 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("file", metavar="FILE", help="a .safetensors file, or a folder: a run, checkpoint or model")
 
     options = parser.parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a console that cannot show a letter shows its number
     diffusers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
