@@ -50,6 +50,14 @@ def load_part(load: Callable[..., Any], source: str, folder: str, **options: Any
     return load_any(load, source, f"{folder} of the teacher", subfolder=folder, **options)
 
 
+def load_config(kind: type, source: str, folder: str) -> dict[str, Any]:
+    """The config.json of a part. Raises UserError."""
+    config = load_part(kind.load_config, source, folder)
+    if not isinstance(config, dict):
+        raise UserError(f"The config of {folder} of the teacher {quoted(source)} is no JSON object; copy it again.")
+    return dict(config)
+
+
 def load_any(load: Callable[..., Any], source: str, role: str, **options: Any) -> Any:
     """load(source, **options), by diffusers or transformers. role: what it is, "clip.model". Raises UserError."""
     try:
