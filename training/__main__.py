@@ -8,6 +8,7 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
@@ -15,7 +16,6 @@ from transformers.utils import logging as transformers_logging
 from .errors import UserError, quoted
 from .progress import StopSignal
 
-MOST_PICTURES = 1024  # of a grid
 EPILOG = """commands in order:
   python -m training distill training/configs/sd15.yaml --dry-run     what it would take: memory, hours
   python -m training encode training/configs/pixart.yaml     T5 once for all prompts (for PixArt; others need it not)
@@ -29,8 +29,15 @@ On several GPUs: accelerate launch --multi_gpu -m training distill training/conf
 """
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse quotes what it does not know as it is, however long."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(str(UserError(message)))
+
+
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m training",
         description=__doc__,
         epilog=EPILOG,
@@ -156,6 +163,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def draw(options: argparse.Namespace) -> None:
+    from .config import MOST_PICTURES
     from .machine import check_writable
     from .prompts import fault_of, read_prompts
     from .sample import load_model, sample_to_file

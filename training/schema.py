@@ -49,7 +49,7 @@ def block(schema: type, content: Any, source: str, prefix: str = "") -> Any:
             values[name] = _value(hints[name], content[name], field.metadata, source, prefix + name)
         elif field.default is REQUIRED and field.default_factory is REQUIRED:
             told = field.metadata["description"]
-            raise UserError(f"{quoted(source)}: `{prefix}{name}` is missing; it is the {told}.")
+            raise UserError(f"{quoted(source)}: `{prefix}{name}` is missing; give it: {told}.")
     return schema(**values)
 
 
