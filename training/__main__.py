@@ -5,12 +5,17 @@ arguments are read.
 """
 
 import argparse
+import io
+import logging
 import os
+import re
 import sys
 from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
 
 from . import COMMAND
-from .errors import UserError
+from .errors import UserError, quoted
 
 DESCRIPTION = "Distils a many-step text-to-image model into a one-step one, from prompts alone (PG-SB, SNOOPI)."
 EPILOG = f"""commands in order:
@@ -27,8 +32,15 @@ On several GPUs: accelerate launch --multi_gpu -m {__package__} distill training
 """
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse quotes what it does not know as it is, however long."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(str(UserError(message)))
+
+
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=COMMAND,
         description=DESCRIPTION,
         epilog=EPILOG,
@@ -79,9 +91,9 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--prompts", metavar="FILE", help="prompts from a .txt or .jsonl file")
     command.add_argument("--output", metavar="GRID.png", required=True)
     command.add_argument("--count", type=positive, default=8, help="pictures per prompt (default 8)")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=natural, default=0, help="of the noise (default 0)")
     command.add_argument("--steps", type=positive, default=1, help="1 (default): one step; more: DDIM with guidance")
-    command.add_argument("--guidance", type=float, default=3.0, help="CFG scale when steps > 1 (default 3)")
+    command.add_argument("--guidance", type=scale, default=3.0, help="CFG scale when steps > 1 (default 3)")
     command.add_argument("--timestep", type=int, help="start of the one step, instead of the model's own")
     command.add_argument("--noise", choices=("unit", "vp"), help="first-step noise, instead of the model's own")
     command.add_argument("--teacher", metavar="DIR", help="diffusers folder of the other parts of an exported file")
@@ -92,11 +104,15 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("file", metavar="FILE", help="a .safetensors file, or a folder: a run, checkpoint or model")
 
     options = parser.parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a console that cannot show a letter shows its number
     try:
         from diffusers.utils import logging as diffusers_logging
         from transformers.utils import logging as transformers_logging
 
-        diffusers_logging.set_verbosity_error()
+        for library in (diffusers_logging, transformers_logging):
+            library.set_verbosity(logging.CRITICAL)  # what they find wrong is told in one sentence
         transformers_logging.disable_progress_bar()
         if options.command == "distill":
             from . import config, distill
@@ -111,7 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
                 return 0
             with out_of_memory_told(settings):
                 newest = distill.distill(settings, options.resume, StopSignal())
-            if int(os.environ.get("RANK", "0")) == 0:  # of several processes one tells
+            if os.environ.get("RANK", "0") == "0":  # of several processes one tells
                 print(newest)
         elif options.command == "encode":
             from . import config
@@ -120,7 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
             settings = config.load(options.config)
             if options.output:
                 settings = replace(settings, encoded_prompts=options.output)
-            print(encode_prompts(settings, resume=not options.again))
+            print(encode_prompts(settings, not options.again, StopSignal()))
         elif options.command == "inspect":
             from .export.inspect import describe
 
@@ -142,35 +158,72 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print(f"error: The package {error.name} is not installed; install the extra `training`.", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"error: {quoted(error)}; nothing that was there is lost.", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        from .machine import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        print("error: Out of memory; end other programs, or ask for fewer pictures (--count).", file=sys.stderr)
+        return 2
     except KeyboardInterrupt as stopped:
-        print(
-            stopped.args[0] if stopped.args else "Stopped; nothing since the last checkpoint is kept.", file=sys.stderr
-        )
+        print(stopped.args[0] if stopped.args else "Stopped at once; what was saved before is kept.", file=sys.stderr)
         return 130
     return 0
 
 
 def draw(options: argparse.Namespace) -> None:
-    from .prompts import read_prompts
+    from .config import MOST_PICTURES
+    from .machine import check_writable
+    from .prompts import fault_of, read_prompts
     from .sample import load_model, sample_to_file
 
     prompts = options.prompt + (read_prompts(options.prompts) if options.prompts else [])
     if not prompts:
         raise UserError("No prompt; give --prompt TEXT or --prompts FILE.")
+    if fault := next((fault for prompt in options.prompt if prompt and (fault := fault_of(prompt))), ""):
+        raise UserError(f"--prompt: {fault}; give another.")
+    if (pictures := len(prompts) * options.count) > MOST_PICTURES:
+        raise UserError(
+            f"{len(prompts)} prompts times {options.count} are {pictures} pictures, more than the {MOST_PICTURES} that "
+            f"a grid holds; give fewer, or a smaller --count."
+        )
+    output = Path(options.output)
+    if output.is_dir():
+        raise UserError(f"--output is {quoted(output)}, a folder; give the name of a file.")
+    check_writable(output.parent)
     backbone, start = load_model(options.model, options.teacher, options.backbone)
     given = {"timestep": options.timestep, "noise": options.noise}
     start = replace(start, **{name: value for name, value in given.items() if value is not None})
-    if not 0 < start.timestep < len(backbone.alphas):
-        raise UserError(f"--timestep is {start.timestep}; allowed is 1 to {len(backbone.alphas) - 1}.")
+    last = len(backbone.alphas) - 1
+    if not 0 < start.timestep <= last:
+        raise UserError(f"--timestep is {start.timestep}; allowed is 1 to {last}.")
+    if options.steps > last + 1:
+        raise UserError(f"--steps is {options.steps}; this model has {last + 1} timesteps, 25 to 50 steps are enough.")
+    backbone.check_timesteps({"--timestep": start.timestep} if options.steps == 1 else {"--steps": last})
     settings = {"count": options.count, "seed": options.seed, "steps": options.steps, "scale": options.guidance}
     sample_to_file(backbone, prompts, options.output, start=start, **settings)
     print(options.output)
 
 
 def positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
+    if not (number := natural(text)):
+        raise argparse.ArgumentTypeError(f"{quoted(text)} is not a whole number above 0")
+    return number
+
+
+def natural(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,19}", text) or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{quoted(text)} is not a whole number from 0 to {2**63 - 1}")
     return int(text)
+
+
+def scale(text: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]*)?|\.[0-9]+", text) or float(text) > 100:
+        raise argparse.ArgumentTypeError(f"{quoted(text)} is not a number from 0 to 100")
+    return float(text)
 
 
 if __name__ == "__main__":

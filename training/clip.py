@@ -7,7 +7,7 @@ from transformers import AutoTokenizer, CLIPModel
 
 from .backbones import LatentDiffusion
 from .backbones.latent_diffusion import pictures_of
-from .backbones.sources import load_any, load_model
+from .backbones.sources import load_model, load_tokenizer
 from .config import Clip
 
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of CLIP's pretraining
@@ -19,7 +19,7 @@ class ClipEmbeddings:
     def __init__(self, settings: Clip, backbone: LatentDiffusion):
         """Raises UserError if the model or the decoder cannot be loaded."""
         self.model: CLIPModel = load_model(CLIPModel, settings.model, "clip.model").float()
-        self.tokenizer = load_any(AutoTokenizer.from_pretrained, settings.model, "clip.model", trust_remote_code=False)
+        self.tokenizer = load_tokenizer(AutoTokenizer, settings.model, role="clip.model")
         self.one_in = settings.one_in
         self.decoder: AutoencoderKL | AutoencoderTiny = backbone.vae
         if settings.decoder is not None:

@@ -17,6 +17,8 @@ from .schema import REQUIRED, block, plain, setting
 from .shipped import shipped
 from .yaml_file import read_settings
 
+MOST_PICTURES = 1024  # of a sample grid
+
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
@@ -286,6 +288,11 @@ def parse(content: dict, source: str = "config") -> Config:
     if config.clip and config.batch_size % config.clip.one_in:
         raise UserError(
             f"{quoted(source)}: clip.one_in is {config.clip.one_in}; it must divide batch_size, {config.batch_size}."
+        )
+    if (pictures := len(config.sample_prompts) * config.samples_per_prompt) > MOST_PICTURES:
+        raise UserError(
+            f"{quoted(source)}: sample_prompts times samples_per_prompt are {pictures} pictures; a grid holds "
+            f"{MOST_PICTURES}."
         )
     if not config.total_steps:
         raise UserError(f"{quoted(source)}: steps is 0 and there is no warm start; nothing would be trained.")

@@ -105,6 +105,7 @@ def _distill(config: Config, resume: bool, stop: Callable[[], bool], accelerator
             "vsd.timesteps": config.vsd.timesteps[1],
             "lora.timesteps": config.lora.timesteps[1],
         }
+        | ({"warm_start (the teacher's sampler)": len(backbone.alphas) - 1} if config.warm_start else {})
     )
     embeddings = (
         EncodedPrompts(config, backbone, prompts)

@@ -11,7 +11,7 @@ import psutil
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
 from torch import Tensor, nn
 
 from .config import Config
@@ -39,9 +39,14 @@ def make_accelerator(config: Config) -> tuple[Accelerator, bool]:
     fsdp = os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() == "true"
     try:
         accelerator = Accelerator(
-            mixed_precision=precision_of(config), cpu=on_cpu, log_with=tracker, project_dir=config.output
+            mixed_precision=precision_of(config),
+            # not from ACCELERATE_GRADIENT_ACCUMULATION_STEPS, which would divide every gradient: micro_batch does that
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            cpu=on_cpu,
+            log_with=tracker,
+            project_dir=config.output,
         )
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, RuntimeError) as error:  # its many environment variables among the reasons
         raise UserError(f"accelerate cannot start: {quoted(error)}") from None
     if tracker is not None and not accelerator.log_with:
         raise UserError(f"tracker is {tracker}, but it is not installed; `pip install {tracker}`, or `tracker: null`.")
@@ -63,15 +68,21 @@ def precision_of(config: Config) -> str:
 
 def shares(config: Config, accelerator: Accelerator) -> list[slice]:
     """The rows of the global batch that this process computes, a slice for each forward. Raises UserError."""
-    processes, batch = accelerator.num_processes, config.batch_size
+    share, size = share_of(config, accelerator.num_processes)
+    first = share * accelerator.process_index
+    return [slice(start, start + size) for start in range(first, first + share, size)]
+
+
+def share_of(config: Config, processes: int) -> tuple[int, int]:
+    """How many samples of the batch one process computes, and how many at once. Raises UserError."""
+    batch = config.batch_size
     if batch % processes:
         raise UserError(f"batch_size is {batch}; {processes} processes share it, so write a multiple of {processes}.")
     share = batch // processes
     size = min(config.micro_batch or share, share)
     if share % size:
         raise UserError(f"micro_batch is {size}; it must divide {share}, the share of one process.")
-    first = share * accelerator.process_index
-    return [slice(start, start + size) for start in range(first, first + share, size)]
+    return share, size
 
 
 @contextlib.contextmanager
@@ -164,14 +175,18 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"Cannot write to {quoted(there)} ({reason}); give another --output.") from None
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """torch.OutOfMemoryError is a RuntimeError; so is the CPU's refusal."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
 @contextlib.contextmanager
 def out_of_memory_told(config: Config) -> Iterator[None]:
     """Out of memory as one sentence that names the settings which help."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError; so is the CPU's refusal
-        refused = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
-        if not refused:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
         raise UserError(f"Out of memory; {remedies(config)}. The last checkpoint is whole: --resume goes on.") from None
 

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .adapter import add_adapter
 from .backbones import backbone_class
 from .config import Config, to_dict
-from .machine import OPTIMIZER_BYTES, precision_of
+from .machine import OPTIMIZER_BYTES, precision_of, share_of
 from .repeats import few_prompts_before_a_run
 from .sharding import gathered_at_once
 from .text import Text
@@ -47,8 +47,7 @@ def plan(config: Config, processes: int = 1) -> Plan:
         teacher = backbone.network_class.from_config(described)
         denoiser = _count(teacher)
         lora = _count(add_adapter(teacher, config.lora), trainable=True)
-    share = config.batch_size // processes
-    batch = min(config.micro_batch or share, share)
+    _, batch = share_of(config, processes)
     shape = _latent_shape(config, described)
     sample = backbone.bare(network)
     forward = _forward_flops(sample, shape)

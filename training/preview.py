@@ -1,5 +1,6 @@
 """Sample grids: a row a prompt, a column a seed, labelled, as PNG."""
 
+import bisect
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -82,8 +83,9 @@ def save_grid(path: str | Path, labels: list[str], pictures: numpy.ndarray) -> n
 
 
 def _fitting(draw: ImageDraw.ImageDraw, label: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    if draw.textlength(label, font) <= width:
-        return label
-    while label and draw.textlength(label + "...", font) > width:
-        label = label[:-1]
-    return label + "..."
+    """`label` in one line, as much of it as fits."""
+    shown = " ".join(label[:width].split())  # more letters than pixels cannot fit
+    if len(label) <= width and draw.textlength(shown, font) <= width:
+        return shown
+    fits = bisect.bisect(range(len(shown) + 1), width, key=lambda end: draw.textlength(shown[:end] + "...", font))
+    return shown[: max(fits - 1, 0)] + "..."

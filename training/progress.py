@@ -41,11 +41,17 @@ class Metrics:
         if not accelerator.is_main_process:
             return
         path = run / "metrics.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        whole = [line for line in lines if line.endswith("\n")]
+        try:
+            lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        except OSError as error:
+            raise UserError(f"Cannot read {quoted(path)} ({quoted(error.strerror)}); move it away.") from None
+        steps = [_step_of(line) for line in lines]
+        if broken := [number for number, step in enumerate(steps, 1) if step is None and number < len(lines)]:
+            print(f"{quoted(path)}: {len(broken)} broken lines, as line {broken[0]}, are left out.", file=sys.stderr)
+        kept = (line for line, step in zip(lines, steps, strict=True) if step is not None and step <= first)
         with atomic_file(path) as temporary:
-            temporary.write_text("".join(line for line in whole if json.loads(line)["step"] <= first))
-        self.file = path.open("a")
+            temporary.write_bytes(b"".join(kept))
+        self.file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, phase: str, figures: dict[str, float]) -> None:
         self.accelerator.log(figures, step=step)
@@ -67,6 +73,15 @@ class Metrics:
         self.accelerator.wait_for_everyone()
         for tracker in self.accelerator.trackers:
             tracker.finish()
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step of a line of metrics.jsonl; None for a line that is cut short or no such line."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return step if isinstance(step, int) and line.endswith(b"\n") else None
 
 
 class ScoreGaps:

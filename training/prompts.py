@@ -6,6 +6,7 @@ A prompt's id is its place in the list that `read_prompts` gives: the same file 
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -61,14 +62,12 @@ def digest(prompts: Iterable[str]) -> str:
 def _checked(source: str, rows: Iterable[Row], skip_bad: bool) -> list[str]:
     prompts, bad, first = [], 0, ""
     for unit, number, value in rows:
-        prompt = value.strip() if isinstance(value, str) else None
-        if prompt and len(prompt) <= LONGEST and "\0" not in prompt:
+        prompt = value.strip() if isinstance(value, str) else ""
+        if not (fault := fault_of(prompt)):
             prompts.append(prompt)
             continue
         bad += 1
-        if not first:
-            long = f"the prompt has {len(prompt)} characters, allowed are {LONGEST}" if prompt else "no prompt"
-            first = f"{unit} {number}: {'a NUL character in the prompt' if prompt and chr(0) in prompt else long}"
+        first = first or f"{unit} {number}: {fault}"
     if bad and skip_bad:
         print(f"{quoted(source)}: {bad} empty or huge prompts are left out; the first is {first}.", file=sys.stderr)
     elif bad:
@@ -78,6 +77,19 @@ def _checked(source: str, rows: Iterable[Row], skip_bad: bool) -> list[str]:
     if not prompts:
         raise UserError(f"The prompt file {quoted(source)} holds no prompt; write at least one, one a line.")
     return prompts
+
+
+def fault_of(prompt: str) -> str:
+    """Why a text cannot be a prompt; "" if it can."""
+    if not prompt:
+        return "no prompt"
+    if "\0" in prompt:
+        return "a NUL character in the prompt"
+    if len(prompt) > LONGEST:
+        return f"the prompt has {len(prompt)} characters, allowed are {LONGEST}"
+    if re.search("[\ud800-\udfff]", prompt):
+        return "half of a character (a lone surrogate) in the prompt"
+    return ""
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -7,11 +7,14 @@ import safetensors
 import torch
 
 from .backbones import LatentDiffusion, load_backbone
+from .backbones.sources import is_hub_name
 from .config import Start
 from .errors import UserError, quoted
+from .made_of import check_made_of, made_of
 from .preview import save_grid
 from .runs import open_run
-from .student import plain_student
+from .schema import block
+from .student import plain_student, student_origin
 from .text import Text
 from .warm_start import ddim_sample
 
@@ -27,22 +30,25 @@ def load_model(source: str, teacher: str | None = None, backbone: str | None = N
     path = Path(source)
     if path.suffix == ".safetensors":
         told = _metadata(path)
-        base = teacher or told.get("snoopi.base_model")
-        if not base:
-            raise UserError(
-                f"{quoted(source)} does not say which model it was made from; name its diffusers folder with --teacher."
+        named = told.get("snoopi.base_model", "")
+        if not (base := teacher or (named if is_hub_name(named) else "")):
+            says = (
+                f"was made from `{quoted(named)}`, which is no hub name"
+                if named
+                else "does not say what it was made from"
             )
+            raise UserError(f"{quoted(source)} {says}; name the diffusers folder of that model with --teacher.")
         loaded = load_backbone(told.get("snoopi.backbone", backbone or "stable_diffusion"), base, device)
         loaded.network = loaded.load_network(source).requires_grad_(False).eval().to(device)
-        start = Start(
-            timestep=int(told.get("snoopi.start_timestep", 999)), noise=told.get("snoopi.start_noise", "unit")
-        )
-        return loaded, start
+        start = {"timestep": told.get("snoopi.start_timestep", 999), "noise": told.get("snoopi.start_noise", "unit")}
+        return loaded, block(Start, start, f"{quoted(source)} (its metadata)", "snoopi.start_")
     if (path / "config.yaml").is_file() or path.parent.name == "checkpoints":
         run = open_run(path)
         config = run.config
         loaded = load_backbone(config.backbone, teacher or config.teacher, device, config.teacher_parts)
-        loaded.network = plain_student(loaded, config.student, run.weights())
+        origin = student_origin(loaded, config.student)
+        check_made_of(run.folder, made_of(config, loaded, origin=origin))
+        loaded.network = plain_student(loaded, config.student, run.weights(), origin)
         return loaded, config.start
     return load_backbone(backbone or "stable_diffusion", source, device), Start()
 
@@ -82,6 +88,8 @@ def sample(
 def sample_to_file(backbone: LatentDiffusion, prompts: Sequence[str], output: str | Path, **options) -> None:
     """Draws the grid of `sample(**options)` as a PNG with labels. Raises UserError."""
     latents = sample(backbone, prompts, **options)
+    if not bool(latents.isfinite().all()):
+        raise UserError("The model answers NaN or infinite numbers; nothing was written: give another model or start.")
     pictures = backbone.decode(latents.flatten(0, 1))
     save_grid(output, list(prompts), pictures.reshape(*latents.shape[:2], *pictures.shape[1:]))
 

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from typing import Any, Literal
@@ -48,7 +49,7 @@ def block(schema: type, content: Any, source: str, prefix: str = "") -> Any:
             values[name] = _value(hints[name], content[name], field.metadata, source, prefix + name)
         elif field.default is REQUIRED and field.default_factory is REQUIRED:
             told = field.metadata["description"]
-            raise UserError(f"{quoted(source)}: `{prefix}{name}` is missing; it is the {told}.")
+            raise UserError(f"{quoted(source)}: `{prefix}{name}` is missing; give it: {told}.")
     return schema(**values)
 
 
@@ -71,17 +72,17 @@ def _value(kind: Any, value: Any, limits: Any, source: str, key: str) -> Any:
     if origin is Literal:
         if isinstance(value, bool) and "no" in choices:  # YAML 1.1 reads a bare `no` as false
             value = "no" if value is False else value
-        return value if value in choices else refuse("one of " + ", ".join(choices))
+        return value if isinstance(value, str) and value in choices else refuse("one of " + ", ".join(choices))
     if origin is tuple:
         if not isinstance(value, (list, tuple)) or len(value) != len(choices):
             refuse(f"a list of {len(choices)} numbers")
         return tuple(_value(inner, item, limits, source, key) for inner, item in zip(choices, value, strict=True))
     if origin is list:
-        if not isinstance(value, list) or not value or not all(isinstance(item, str) and item for item in value):
+        if not isinstance(value, list) or not value or not all(_is_text(item) and item for item in value):
             refuse("a list of words, at least one")
         return list(value)
     if kind is str:
-        fits = isinstance(value, str) and (value.strip() or limits["empty"])
+        fits = _is_text(value) and (value.strip() or limits["empty"])
         return value if fits else refuse("a text" if limits["empty"] else "a text that is not empty")
     if kind is bool:
         return value if isinstance(value, bool) else refuse("true or false")
@@ -89,8 +90,13 @@ def _value(kind: Any, value: Any, limits: Any, source: str, key: str) -> Any:
     allowed = f"{'a whole number' if kind is int else 'a number'} from {low:g} to {high:g}"
     try:
         number = kind(value) if not isinstance(value, bool) else refuse(allowed)
+        if not low <= number <= high or (kind is int and number != float(value)):
+            refuse(allowed)
     except (TypeError, ValueError, OverflowError):
         refuse(allowed)
-    if not low <= number <= high or (kind is int and number != float(value)):
-        refuse(allowed)
     return number
+
+
+def _is_text(value: Any) -> bool:
+    """A string that can name a file and be read by a tokenizer: no NUL, no half of a surrogate pair."""
+    return isinstance(value, str) and not re.search("[\0\ud800-\udfff]", value)

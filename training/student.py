@@ -57,10 +57,21 @@ def load_student(student: nn.Module, state: dict[str, Tensor]) -> None:
         student.load_state_dict({key: split_as(value, own.get(key)) for key, value in state.items()})
 
 
-def plain_student(backbone: LatentDiffusion, settings: Student, state: dict[str, Tensor]) -> nn.Module:
-    """A network without peft that holds the student of a checkpoint, a LoRA merged into the weights it started from."""
-    student = make_student(student_origin(backbone, settings), settings)
-    load_student(student, state)
+def plain_student(
+    backbone: LatentDiffusion, settings: Student, state: dict[str, Tensor], origin: nn.Module | None = None
+) -> nn.Module:
+    """A network without peft that holds the student of a checkpoint, a LoRA merged into the weights it started from.
+
+    origin: the `student_origin`, where it is there already. Raises UserError where the checkpoint does not fit it.
+    """
+    student = make_student(student_origin(backbone, settings) if origin is None else origin, settings)
+    try:
+        load_student(student, state)
+    except (RuntimeError, KeyError) as error:  # how PyTorch tells of tensors missing, left over or of another shape
+        reason = quoted(str(error).splitlines()[-1].strip())
+        raise UserError(
+            f"The run's student does not fit its teacher {quoted(backbone.source)}, was that changed? ({reason})"
+        ) from None
     if isinstance(student, peft.PeftModel):
         student = student.merge_and_unload()
     return student.requires_grad_(False).eval()

@@ -58,6 +58,18 @@ def settings(teacher, tmp_path) -> dict:
 
 
 @pytest.fixture(autouse=True)
+def logging_as_before():
+    """The command line silences the libraries; here it runs in the tests' own process."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    before = [(library, library.get_verbosity()) for library in (of_diffusers, of_transformers)]
+    yield
+    for library, verbosity in before:
+        library.set_verbosity(verbosity)
+
+
+@pytest.fixture(autouse=True)
 def one_accelerator_a_run():
     """accelerate keeps one process-wide state; every run of a test session starts its own."""
     from accelerate.state import AcceleratorState

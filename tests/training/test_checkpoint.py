@@ -1,5 +1,6 @@
 """Checkpoints under a kill in the middle of a save, a full disk, and damage."""
 
+import json
 import shutil
 import signal
 import subprocess
@@ -83,3 +84,104 @@ def test_damaged_newest_gives_way_to_the_one_before(tmp_path, capsys, name):
         checkpoints.load(newest)
     shutil.rmtree(newest)
     assert checkpoints.save(tmp_path, some(2), keep=2).is_dir()
+
+
+@pytest.mark.parametrize("name", ["student.safetensors", "student_optimizer.pt", "lora.safetensors"])
+def test_one_changed_byte_of_the_same_size_is_damage(tmp_path, capsys, name):
+    checkpoints.save(tmp_path, some(1), keep=2)
+    newest = checkpoints.save(tmp_path, some(2), keep=2)
+    content = bytearray((newest / name).read_bytes())
+    content[-1 if name.endswith("safetensors") else len(content) // 2] ^= 1
+    (newest / name).write_bytes(content)
+    assert checkpoints.load_newest(tmp_path).state["step"] == 1
+    assert f"{name} has not the contents it was written with" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_an_older_trainer_without_hashes_still_loads(tmp_path):
+    folder = checkpoints.save(tmp_path, some(1), keep=1)
+    state = json.loads((folder / "state.json").read_text())
+    assert len(state.pop("sha256")) == 3
+    (folder / "state.json").write_text(json.dumps(state))
+    assert checkpoints.load(folder).state == {"step": 1, "bad_steps": 0}
+
+
+def damage(folder: Path) -> None:
+    (folder / "student.safetensors").write_bytes(b"cut")
+
+
+def steps_kept(run: Path) -> list[int]:
+    return [checkpoints.step_of(folder) for folder in checkpoints.newest_first(run)][::-1]
+
+
+def test_what_was_just_written_is_never_deleted_for_a_damaged_later_one(tmp_path):
+    """The newest is damaged, keep is 1, the run goes on from the one before and is stopped soon after."""
+    checkpoints.save(tmp_path, some(50), keep=2)
+    damage(checkpoints.save(tmp_path, some(100), keep=2))
+    assert checkpoints.load_newest(tmp_path).state["step"] == 50
+    checkpoints.save(tmp_path, some(51), keep=1)
+    assert steps_kept(tmp_path) == [51, 100]
+    assert checkpoints.load_newest(tmp_path).state["step"] == 51
+    checkpoints.save(tmp_path, some(100), keep=1)  # the damaged one gives way
+    assert steps_kept(tmp_path) == [100] and checkpoints.load_newest(tmp_path).state["step"] == 100
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["the same process", "a new process"])
+def test_damaged_ones_are_not_kept_in_place_of_good_ones(tmp_path, again):
+    checkpoints.save(tmp_path, some(10), keep=9)
+    for step in (20, 30):
+        damage(checkpoints.save(tmp_path, some(step), keep=9))
+    checkpoints._known_good.clear()
+    assert checkpoints.load_newest(tmp_path).state["step"] == 10
+    checkpoints.save(tmp_path, some(15), keep=2)
+    assert steps_kept(tmp_path) == [10, 15, 20, 30]
+    if again:
+        checkpoints._known_good.clear()
+    checkpoints.save(tmp_path, some(40), keep=3)
+    assert steps_kept(tmp_path) == [10, 15, 40]
+    checkpoints.save(tmp_path, some(50), keep=1)
+    assert steps_kept(tmp_path) == [50]
+
+
+def test_a_killed_or_full_rewrite_of_a_step_leaves_what_was_there(tmp_path, monkeypatch):
+    checkpoints.save(tmp_path, some(1), keep=1)
+    monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(UserError, match="No space left on device; nothing that was there is lost"):
+        checkpoints.save(tmp_path, some(1), keep=1)
+    assert checkpoints.load_newest(tmp_path).state["step"] == 1
+
+
+def test_all_damaged_is_a_sentence_and_not_a_new_beginning(tmp_path):
+    for step in (1, 2):
+        damage(checkpoints.save(tmp_path, some(step), keep=2))
+    with pytest.raises(UserError, match="All 2 checkpoints of .* are damaged"):
+        checkpoints.load_newest(tmp_path)
+    assert steps_kept(tmp_path) == [1, 2]
+
+
+def test_too_little_memory_is_not_taken_for_damage(tmp_path, monkeypatch):
+    checkpoints.save(tmp_path, some(1), keep=1)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(MemoryError):
+        checkpoints.load_newest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        [],
+        {"files": {}},
+        {"step": 2, "bad_steps": 0, "files": {"student.safetensors": 1}},
+        {"step": 1, "bad_steps": "no", "files": {}},
+        {"step": 1, "bad_steps": 0, "files": {"/etc/passwd": 1}},
+        {"step": 1, "bad_steps": 0, "files": {"../../secret.safetensors": 1}},
+        {"step": 1, "bad_steps": 0, "files": 5},
+        {"step": 1, "bad_steps": 0, "files": {}},
+    ],
+    ids=str,
+)
+def test_an_odd_state_is_damage(tmp_path, state):
+    folder = checkpoints.save(tmp_path, some(1), keep=1)
+    (folder / "state.json").write_text(json.dumps(state))
+    with pytest.raises(UserError, match="is damaged"):
+        checkpoints.load(folder)

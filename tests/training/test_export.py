@@ -126,10 +126,16 @@ def test_export_sample_and_metadata(teacher, tmp_path):
         assert torch.equal(file.get_tensor(key), original * 0.99)
     assert told["modelspec.sai_model_spec"] == "1.0.1" and told["modelspec.resolution"] == "32x32"
     assert (told["snoopi.start_timestep"], told["snoopi.start_noise"], told["snoopi.kappa_max"]) == ("625", "vp", "3.0")
+    assert told["snoopi.base_model"] == teacher.name
+    for path in (averaged, half, unet):  # no folder of whoever exported it
+        content = path.read_bytes()
+        assert str(tmp_path).encode() not in content and str(teacher.parent).encode() not in content
     assert half.stat().st_size < 0.51 * averaged.stat().st_size
     assert all(key.startswith("model.diffusion_model.") for key in safetensors.torch.load_file(unet))
 
-    backbone, start = sample.load_model(str(averaged))
+    with pytest.raises(UserError, match="was made from `teacher.*`, which is no hub name; name .* with --teacher"):
+        sample.load_model(str(averaged))
+    backbone, start = sample.load_model(str(averaged), str(teacher))
     assert start == Start(timestep=625, noise="vp")
     from_run, _ = sample.load_model(str(run))
     options = {"prompts": ["red"], "count": 2, "seed": 0, "start": start}

@@ -29,7 +29,7 @@ def test_an_exported_checkpoint_says_how_to_sample_it(run, teacher, tmp_path):
         "dtype       F16 100%, F32 under 1%",
         "sampling    one step from timestep 625, CFG 1; the network receives the noise times sigma of that",
         "a stock KSampler, 1 step, CFG 1, starts elsewhere",
-        f"training    PG-SB, kappa 0.5 to 4.0, from {teacher}",
+        f"training    PG-SB, kappa 0.5 to 4.0, from {teacher.name}",
         "metadata    modelspec.architecture: stable-diffusion-v1",
     ):
         assert line in told

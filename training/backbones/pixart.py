@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, T5Config, T5EncoderModel
 from ..errors import UserError, quoted
 from ..text import Text
 from .latent_diffusion import LatentDiffusion
-from .sources import fill, load_network, load_part, read_tensors
+from .sources import fill, load_network, load_part, load_tokenizer, read_tensors
 
 TOKENS = 120  # PixArt-alpha's own prompt length
 XL = {
@@ -45,7 +45,7 @@ class PixArt(LatentDiffusion):
 
     def load_text(self) -> None:
         config = load_part(T5Config.from_pretrained, self.parts, "text_encoder")
-        self.tokenizer = load_part(AutoTokenizer.from_pretrained, self.parts, "tokenizer", trust_remote_code=False)
+        self.tokenizer = load_tokenizer(AutoTokenizer, self.parts, "tokenizer")
         self.check_text(config.d_model, self.network.config.caption_channels, config.vocab_size)
 
     @cached_property

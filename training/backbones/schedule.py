@@ -26,9 +26,10 @@ def read_schedule(config: dict[str, Any], source: str) -> tuple[DDIMScheduler, s
     name = config.get("_class_name", "DDIMScheduler")
     prediction = config.get("prediction_type", "epsilon")
     if name not in BETAS or config.get("use_flow_sigmas"):
+        flow = " with flow sigmas" if name in BETAS else ""
         raise UserError(
-            f"The teacher {quoted(source)} has a {quoted(name)}{' with flow sigmas' if name in BETAS else ''}; PG-SB "
-            f"here needs a schedule of betas, as Stable Diffusion 1.x, 2.x and PixArt have (DDIM, DDPM, Euler, DPM++)."
+            f"The teacher {quoted(source)} has the scheduler {quoted(name)}{flow}; PG-SB here needs a "
+            f"schedule of betas, as Stable Diffusion 1.x, 2.x and PixArt have (DDIM, DDPM, Euler, DPM++)."
         )
     if prediction not in ("epsilon", "v_prediction"):
         raise UserError(

@@ -9,6 +9,7 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from transformers import AutoTokenizer
 
 from ..errors import UserError, quoted
 from ..shipped import remedy
@@ -53,6 +54,14 @@ def load_part(load: Callable[..., Any], source: str, folder: str, **options: Any
     return load_any(load, source, f"{folder} of the teacher", subfolder=folder, **options)
 
 
+def load_config(kind: type, source: str, folder: str) -> dict[str, Any]:
+    """The config.json of a part. Raises UserError."""
+    config = load_part(kind.load_config, source, folder)
+    if not isinstance(config, dict):
+        raise UserError(f"The config of {folder} of the teacher {quoted(source)} is no JSON object; copy it again.")
+    return dict(config)
+
+
 def load_any(load: Callable[..., Any], source: str, role: str, **options: Any) -> Any:
     """load(source, **options), by diffusers or transformers. role: what it is, "clip.model". Raises UserError."""
     try:
@@ -62,6 +71,27 @@ def load_any(load: Callable[..., Any], source: str, role: str, **options: Any) -
             raise
         folder = Path(source) / options.get("subfolder", "")
         raise UserError(f"Cannot load {role} {quoted(source)}: {_remedy(folder, error)} ({quoted(error)}).") from None
+
+
+def load_tokenizer(kind: type, source: str, folder: str = "", role: str = "") -> Any:
+    """A tokenizer, of a teacher or, with `role`, of a folder or hub model of its own. Raises UserError.
+
+    transformers makes an empty one of a folder without files, and runs no code from a folder only where it is told so.
+    """
+    safely = {"trust_remote_code": False} if kind is AutoTokenizer else {}
+    if folder:
+        tokenizer = load_part(kind.from_pretrained, source, folder, **safely)
+    else:
+        tokenizer = load_any(kind.from_pretrained, source, role, **safely)
+    try:
+        read = tokenizer(["red", "sky"], padding="max_length", max_length=8, truncation=True).input_ids
+    except Exception as error:  # its own settings may be of another kind
+        raise UserError(
+            f"Cannot use the tokenizer of {quoted(source)} ({quoted(error)}); copy its files again."
+        ) from None
+    if read[0] == read[1]:
+        raise UserError(f"The tokenizer of {quoted(source)} reads every prompt alike; copy its files again.")
+    return tokenizer
 
 
 def _remedy(folder: Path, error: Exception) -> str:

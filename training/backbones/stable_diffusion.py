@@ -11,7 +11,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from ..errors import UserError, quoted, quoted_value
 from ..text import Text
 from .latent_diffusion import LatentDiffusion
-from .sources import fill, load_network, load_part, read_tensors
+from .sources import fill, load_network, load_tokenizer, read_tensors
 
 #: What no plain text-to-image UNet has, and what a UNet is that has it.
 CONDITIONS = {
@@ -46,7 +46,7 @@ class StableDiffusion(LatentDiffusion):
 
     def load_text(self) -> None:
         self.text_encoder: CLIPTextModel = load_network(CLIPTextModel, self.parts, "text_encoder").float()
-        self.tokenizer: CLIPTokenizer = load_part(CLIPTokenizer.from_pretrained, self.parts, "tokenizer")
+        self.tokenizer: CLIPTokenizer = load_tokenizer(CLIPTokenizer, self.parts, "tokenizer")
         config = self.text_encoder.config
         self.check_text(config.hidden_size, self.network.config.cross_attention_dim, config.vocab_size)
         self.text_encoder.requires_grad_(False).eval().to(self.device)

@@ -1,6 +1,7 @@
 """From a run to a file that ComfyUI and diffusers load."""
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,8 +15,10 @@ from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from ..atomic import atomic_file, temporary_path
 from ..backbones import load_backbone
 from ..errors import UserError, quoted
+from ..machine import check_writable
+from ..made_of import check_made_of, made_of
 from ..runs import open_run
-from ..student import plain_student
+from ..student import plain_student, student_origin
 from .comfyui import find_comfyui, in_comfyui
 from .families import Layout, family_of
 from .layouts import checkpoint_tensors, chosen_layout, comfyui_prediction, lora_tensors, network_tensors
@@ -25,6 +28,7 @@ from .names import clean_names
 from .stable_diffusion import LATENT_SCALE, stable_diffusion_checkpoint, unet_names
 from .verify import Written, in_diffusers
 
+LONGEST_TEXT = 1000  # characters of a title or licence
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2}  # fp16 keeps 11 bits of each weight
 
 
@@ -52,6 +56,12 @@ def export(
     output = Path(output)
     if output.suffix != ".safetensors":
         raise UserError(f"--output is {quoted(output)}; the file's name must end in .safetensors.")
+    if output.is_dir():
+        raise UserError(f"--output is {quoted(output)}, a folder; give the name of a file.")
+    check_writable(output.parent)
+    for name, text in {"--title": title, "--licence": licence}.items():
+        if text and (re.search("[\0\ud800-\udfff]", text) or len(text) > LONGEST_TEXT):
+            raise UserError(f"{name} is {quoted(text)}; give plain text of at most {LONGEST_TEXT} characters.")
     run = open_run(source)
     config, weights = run.config, clean_names(run.weights(average))
     lora = is_lora(weights)
@@ -59,13 +69,9 @@ def export(
     family = family_of(backbone.network.state_dict())
     layout = chosen_layout(layout, family, lora)
     loadable = {f"base_model.model.{key}": tensor for key, tensor in weights.items()} if lora else weights
-    try:
-        student = plain_student(backbone, config.student, loadable)
-    except RuntimeError as error:  # how PyTorch tells of tensors that are missing, left over or of another shape
-        reason = quoted(str(error).splitlines()[-1].strip())
-        raise UserError(
-            f"{quoted(source)} does not fit its teacher {quoted(config.teacher)}, was that changed? ({reason})"
-        ) from None
+    origin = student_origin(backbone, config.student)
+    check_made_of(run.folder, made_of(config, backbone, origin=origin))
+    student = plain_student(backbone, config.student, loadable, origin)
     start_from, base = config.student.start_from, None
     if layout == "lora":
         base = backbone.load_network(start_from) if start_from else backbone.network
@@ -92,7 +98,13 @@ def export(
     height, width = (8 * side for side in backbone.latent_shape(config.latent_size)[1:])
     licence = licence or licence_of(config.teacher)
     described = metadata(
-        config, title or run.folder.name, f"{width}x{height}", family, layout, backbone.prediction_type, licence
+        config,
+        title or run.folder.resolve().name,
+        f"{width}x{height}",
+        family,
+        layout,
+        backbone.prediction_type,
+        licence,
     )
     with atomic_file(output) as temporary, _scratch_folder(output) as folder:
         path = folder / SAFETENSORS_WEIGHTS_NAME

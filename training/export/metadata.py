@@ -9,7 +9,9 @@ from pathlib import Path
 
 import yaml
 
+from ..backbones.sources import is_hub_name
 from ..config import Config, to_dict
+from ..errors import quoted
 from .families import SD1, Family, Layout
 
 NO_HASH = "0x" + "0" * 64
@@ -63,9 +65,14 @@ def metadata(
         "snoopi.kappa_max": str(config.kappa[1]),
         "snoopi.alpha": str(family.alpha),
         "snoopi.config_sha256": hashlib.sha256(described).hexdigest(),
-        "snoopi.base_model": config.teacher,
+        "snoopi.base_model": public_name(config.teacher),
         "snoopi.base_model_license": licence,
     }
+
+
+def public_name(source: str) -> str:
+    """A teacher as others may read of it: a hub name, or of a local path the last part alone."""
+    return source if is_hub_name(source) and not Path(source).exists() else Path(source).resolve().name
 
 
 def write_hash(path: Path) -> str:
@@ -97,7 +104,7 @@ def licence_of(model: str) -> str:
     try:
         front = re.match(r"---\s*\n(.*?)\n---", card.read_text(errors="replace"), re.DOTALL)
         entry = yaml.safe_load(front[1]) if front else None
-    except (OSError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         entry = None
     licence = entry.get("license") if isinstance(entry, dict) else None
-    return licence if isinstance(licence, str) and licence.strip() else LICENCE_UNKNOWN
+    return quoted(licence) if isinstance(licence, str) and licence.strip() else LICENCE_UNKNOWN
