@@ -9,6 +9,7 @@ state, and the same run on another device draws the same numbers. Every process 
 own rows of it, so several processes together do what one would.
 """
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,12 +27,12 @@ from .draws import STEP, generator
 from .embeddings import PromptEmbeddings
 from .encode import EncodedPrompts
 from .errors import UserError
-from .guidance import draw_kappa, guided
+from .guidance import draw_kappa, guided, unequal_scales
 from .losses import (
     LORA_WEIGHTS,
     VSD_WEIGHTS,
     clamped_clip_loss,
-    linear_decay,
+    falling_weight,
     lora_loss,
     regression_loss,
     vsd_loss,
@@ -74,6 +75,8 @@ def distill(config: Config, resume: bool = False, stop: Callable[[], bool] = lam
     check_writable(run)
     torch.manual_seed(config.seed)  # the adapters' first weights; nothing else draws from the global generator
     accelerator, sharded = make_accelerator(config)
+    if accelerator.is_main_process and (caution := unequal_scales(config.cfg_on, config.kappa, config.fixed_kappa)):
+        print(f"Careful: {caution}", file=sys.stderr)
     device, bf16 = accelerator.device, precision_of(config) == "bf16"
     parts = shares(config, accelerator)  # this process's rows of the batch, a slice for each forward
     with accelerator.main_process_first():  # which may have to fetch them
@@ -127,7 +130,8 @@ def distill(config: Config, resume: bool = False, stop: Callable[[], bool] = lam
         """The EMA, which begins with VSD; where all processes hold the same weights, in the first one only."""
         if config.student.ema_decay is None or step < warm_steps or not (sharded or accelerator.is_main_process):
             return None
-        return Average(student, config.student.ema_decay, config.student.ema_device == "cpu")
+        settings = config.student
+        return Average(student, settings.ema_decay, settings.ema_ramp, settings.ema_device == "cpu")
 
     def student_optimizer_for(step: int) -> torch.optim.Optimizer:
         settings = config.student
@@ -149,6 +153,7 @@ def distill(config: Config, resume: bool = False, stop: Callable[[], bool] = lam
         saved = None
 
     order = PromptOrder(len(prompts), config.seed)
+    batches_a_step = config.lora.updates if config.lora.fresh and config.lora.fresh_prompts else 1
     if first < warm_steps:
         shared = (config.warm_start, config.seed, backbone, teachers.frozen, embeddings, shape)
         with accelerator.main_process_first():
@@ -163,6 +168,20 @@ def distill(config: Config, resume: bool = False, stop: Callable[[], bool] = lam
             with accelerator.autocast():
                 steering = nasa_arguments(student, negative.embeddings, alpha, negative.mask)
         return backbone.one_step(network, z.to(device), text, config.start.timestep, config.start.noise, **steering)
+
+    def read_batch(
+        step: int, number: int, alpha: float | None
+    ) -> tuple[list[int], list[Text], list[Text], list[tuple[()] | tuple[Text, float]]]:
+        """Batch `number` of a step: prompts, and encoded, a part each: them, what the frozen teacher's CFG goes away
+        from (the null prompt; in NASA-T a negative one), and what the student does (nothing; that, by alpha)."""
+        position = ((step - warm_steps) * batches_a_step + number) * config.batch_size
+        chosen = order.batch(position, config.batch_size)
+        texts = [embeddings.batch(chosen[rows]) for rows in parts]
+        if alpha is None:
+            return chosen, texts, [embeddings.nulls(len(text)) for text in texts], [()] * len(parts)
+        avoided = negative_order.batch(position, config.batch_size)
+        away = [embeddings.texts([negatives[index] for index in avoided[rows]]) for rows in parts]
+        return chosen, texts, away, [(negative, alpha) for negative in away]
 
     def apply(losses: list[Tensor], optimizer: torch.optim.Optimizer, weights: list[nn.Parameter]) -> dict[str, Tensor]:
         """Clips and applies the gradients of all parts; NaN or Inf leaves weights and optimiser as they are.
@@ -243,19 +262,13 @@ def distill(config: Config, resume: bool = False, stop: Callable[[], bool] = lam
             figures |= {"regression_loss": done["loss"], "student_grad_norm": done["grad_norm"]}
         else:
             phase = "lora" if step < first_vsd else "vsd"
-            position = (step - warm_steps) * config.batch_size
-            chosen = order.batch(position, config.batch_size)
-            texts = [embeddings.batch(chosen[rows]) for rows in parts]
-            nulls = [embeddings.nulls(len(text)) for text in texts]
             z = draw_latents()
-            away, steering = nulls, [()] * len(parts)  # what the frozen teacher's CFG, and the student, go away from
-            if config.nasa:  # ---- NASA-T: negative prompts there, and in the student an alpha for the whole step
-                avoided = negative_order.batch(position, config.batch_size)
-                away = [embeddings.texts([negatives[index] for index in avoided[rows]]) for rows in parts]
+            alpha = None
+            if config.nasa:  # ---- NASA-T: one strength for the whole step
                 low, high = config.nasa.alpha
-                alpha = low + (high - low) * torch.rand((), generator=random).item()
-                steering = [(negative, alpha) for negative in away]
-                figures["alpha"] = alpha
+                alpha = figures["alpha"] = low + (high - low) * torch.rand((), generator=random).item()
+            chosen, texts, away, steering = read_batch(step, 0, alpha)
+            nulls = [embeddings.nulls(len(text)) for text in texts]
 
             losses, samples = [], []
             if phase == "vsd":  # ---- the student's update
@@ -279,7 +292,7 @@ def distill(config: Config, resume: bool = False, stop: Callable[[], bool] = lam
                         figures["vsd_loss"] = figures.get("vsd_loss", 0) + loss.detach() / len(parts)
                         if clip:
                             seen = range(-(-rows.start // clip.one_in) * clip.one_in, rows.stop, clip.one_in)
-                            clip_weight = linear_decay(config.clip.weight, config.clip.final_weight, *progress)
+                            clip_weight = falling_weight(config.clip.weight, config.clip.final_weight, *progress)
                             clip_loss = x0.new_zeros(())
                             if seen:
                                 with accelerator.autocast():
@@ -294,12 +307,14 @@ def distill(config: Config, resume: bool = False, stop: Callable[[], bool] = lam
                     gaps.add(t_rows, eps_teacher - eps_lora)
                 done = apply(losses, student_optimizer, student_weights)
                 if average:
-                    average.update()
+                    average.update(step - first_vsd)
                 figures |= {"kappa": random_kappa.mean(), "student_grad_norm": done["grad_norm"]}
 
             for index in range(config.lora.updates):  # ---- the LoRA teacher's updates
                 if index and config.lora.fresh:
                     z, samples = draw_latents(), []
+                    if config.lora.fresh_prompts:
+                        _, texts, _, steering = read_batch(step, index, alpha)
                 if not samples:
                     with torch.no_grad():
                         each = zip(parts, texts, steering, strict=True)
