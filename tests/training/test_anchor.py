@@ -34,7 +34,7 @@ LORA = {
     "alpha": 4,
     "initial_steps": 1,
     "learning_rate": 1e-2,
-    "betas": [0.0, 0.999],
+    "betas": [0.5, 0.99],
     "null_probability": 0.5,
 }
 CLIP = {"weight": 3.0, "final_weight": 0.0042, "margin": 0.9, "decoder": None, "one_in": 2}
@@ -45,7 +45,7 @@ CASES = {
     "v": {"teacher": "v", "kappa_per": "sample", "vsd": {"weight": "x0", "x0_weight_cap": 2.0}, "cfg_on": "none",
           "fixed_kappa": 3.0, "lora": LORA | {"weight": "uniform"}},
     "CLIP": {"clip": CLIP, "gradient_clip": 0.01, "student": STUDENT | {"weight_decay": 0.1}, "latent_size": [6, 6],
-             "lora": LORA | {"weight_decay": 0.2}},
+             "lora": LORA | {"weight_decay": 0.2}, "micro_batch": None},
     "NASA-T": {"nasa": NASA, "lora": LORA | {"updates": 2}},
     "two time scales": {"lora": LORA | {"updates": 3}, "cfg_on": "teacher", "fixed_kappa": 2.25},
     "two time scales, same prompts": {"lora": LORA | {"updates": 2, "fresh_prompts": False}, "cfg_on": "lora",
@@ -101,6 +101,7 @@ def test_every_step_is_the_objective_by_hand(run):
     saved = [load(path) for path in sorted((folder / "checkpoints").iterdir())]
     assert len(saved) >= 3
     hand = ByHand(settings, folder)
+    tolerance = 1e-3 if settings.get("clip") else 1e-4  # rounding puts some of the decoder's ReLUs on the other side
     for step, (before, after) in enumerate(zip(saved, saved[1:], strict=False), start=1):
         student, lora, ema = hand.after(step, before)
         for role, wanted in (("student", student), ("lora", lora)):
@@ -108,11 +109,11 @@ def test_every_step_is_the_objective_by_hand(run):
             for key, moments in (("exp_avg", wanted.first), ("exp_avg_sq", wanted.second)):
                 if wanted.updated:
                     found = {name: states[index][key] for index, name in enumerate(wanted.weights)}
-                    assert_close(found, moments, f"{place}, {key}", tolerance=1e-4, floor=1e-5)
+                    assert_close(found, moments, f"{place}, {key}", tolerance, floor=1e-5)
             moves, real = ({name: now[name].double() - before.weights[role][name] for name in wanted.weights}
                            for now in (wanted.weights, after.weights[role]))  # fmt: skip
             assert_close(real, moves, f"{place}, weights", tolerance=1e-2, floor=1e-2)  # AdamW enlarges rounding
-        if ema:
+        if step >= hand.warm_steps:
             old, now = before.weights.get("ema", before.weights["student"]), after.weights["student"]
             for name, average in after.weights["ema"].items():
                 torch.testing.assert_close(average, torch.lerp(old[name], now[name], 1 - ema), rtol=1e-6, atol=1e-7)
@@ -185,6 +186,7 @@ class ByHand:
             self.clip = CLIPModel.from_pretrained(settings["clip"]["model"]).double().requires_grad_(False)
             self.clip_tokenizer = CLIPTokenizer.from_pretrained(settings["clip"]["model"])
             self.vae = AutoencoderTiny.from_pretrained(source / "vae").double().requires_grad_(False)
+        self.warm_steps = settings["warm_start"]["steps"] if settings["warm_start"] else 0
         self.prompts = Path(settings["prompts"]).read_text().splitlines()
         self.size = settings.get("latent_size") or [4, 4]
         self.blind, self.outside, self.clip_losses = set(), [], []
@@ -246,9 +248,9 @@ class ByHand:
 
     # --- one step -------------------------------------------------------------------------------------------------
     def after(self, step, before):
-        """Student and LoRA after the step, and the decay of the average, None where it is not updated."""
+        """Student and LoRA after the step, and the decay of the average, 1 where it stays."""
         s = self.settings
-        warm = s["warm_start"]["steps"] if s["warm_start"] else 0
+        warm = self.warm_steps
         first_vsd = warm + s["lora"]["initial_steps"]
         student = self.load(before, "student", (".to_q", ".to_k", ".to_v", ".to_out.0"))
         lora = self.load(before, "lora", (".to_q", ".to_v"))
@@ -262,7 +264,7 @@ class ByHand:
         if step < warm:
             x0, target = self.warm_pair(step, student)
             self.update(student, (x0 - target).square().mean(), s["warm_start"] | {"betas": [0.9, 0.999]})
-            return student, lora, None
+            return student, lora, 1.0
 
         fresh, fresh_prompts = s["lora"].get("fresh", True), s["lora"].get("fresh_prompts", True)
         updates = s["lora"].get("updates", 1)
@@ -271,7 +273,7 @@ class ByHand:
         alpha = s["nasa"]["alpha"][1] * torch.rand((), generator=random).item() if s.get("nasa") else 0
         prompts, text, away, steer = self.batch(step - warm, batches, 0, alpha)
         null = self.encode([""] * BATCH)
-        x0, ema = None, None
+        x0, ema = None, 1.0
         if step >= first_vsd:
             low, high = s["kappa"]
             count = BATCH if s.get("kappa_per") == "sample" else 1
