@@ -75,10 +75,10 @@ def distill(config: Config, resume: bool = False, stop: Callable[[], bool] = lam
     check_writable(run)
     torch.manual_seed(config.seed)  # the adapters' first weights; nothing else draws from the global generator
     accelerator, sharded = make_accelerator(config)
-    if accelerator.is_main_process and (caution := unequal_scales(config.cfg_on, config.kappa, config.fixed_kappa)):
-        print(f"Careful: {caution}", file=sys.stderr)
     device, bf16 = accelerator.device, precision_of(config) == "bf16"
     parts = shares(config, accelerator)  # this process's rows of the batch, a slice for each forward
+    if accelerator.is_main_process and (sentence := unequal_scales(config.cfg_on, config.kappa, config.fixed_kappa)):
+        print(f"warning: {sentence}", file=sys.stderr)
     with accelerator.main_process_first():  # which may have to fetch them
         prompts = read_prompts(config.prompts, config.prompt_column, config.skip_bad_prompts)
 

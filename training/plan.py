@@ -102,8 +102,8 @@ def report(config: Config, processes: int = 1) -> str:
     """What --dry-run prints: the resolved config, then the computed figures."""
     planned = plan(config, processes)
     lines = ["# The resolved config", yaml.safe_dump(to_dict(config), sort_keys=False)]
-    if caution := unequal_scales(config.cfg_on, config.kappa, config.fixed_kappa):
-        lines.append(f"# Careful: {caution}\n")
+    if sentence := unequal_scales(config.cfg_on, config.kappa, config.fixed_kappa):
+        lines.append(f"warning: {sentence}\n")
     lines.append("# Computed from the networks' configs, not measured")
     lines += [f"{name + ':':44}{count / 1e6:10.1f} M parameters" for name, count in planned.parameters.items()]
     lines += [f"{name + ':':44}{size / GIB:10.2f} GiB" for name, size in planned.memory.items()]

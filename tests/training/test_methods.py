@@ -207,7 +207,7 @@ def test_nasa_t_is_shipped_for_all_three_backbones(ending, base, batch, steps):
 def test_a_random_scale_on_one_score_beside_a_fixed_one_far_from_its_mean_is_warned_of(short, capsys):
     settings = parse(short | {"cfg_on": "teacher", "steps": 1})
     distill.distill(settings)
-    sentence = "cfg_on is teacher and fixed_kappa 1: .* set `fixed_kappa: 2.25`, the mean of kappa."
+    sentence = "warning: cfg_on is teacher and fixed_kappa 1: .* set `fixed_kappa: 2.25`, the mean of kappa."
     assert re.search(sentence, capsys.readouterr().err) and re.search(sentence, report(settings))
     for path in CONFIGS.rglob("*.yaml"):
         shipped = config.load(path)
