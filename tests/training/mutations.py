@@ -98,6 +98,10 @@ MUTATIONS = [
     Mutation("CLIP's loss is a sum", "config.clip.margin) * clip.one_in / len(x0)", "config.clip.margin)"),
     Mutation("CLIP reads other prompts", "prompts[chosen[row]] for row", "prompts[chosen[row - 1]] for row"),
     Mutation("CLIP sees pictures unclamped", ".clamp(0, 1)  #", "  #", "clip.py"),
+    Mutation(
+        "CLIP's weight falls from the run's first step", "(step - first_vsd, config.steps)", "(step, config.steps)"
+    ),
+    Mutation("CLIP's mean and deviation exchanged", "MEAN, DEVIATION = (", "DEVIATION, MEAN = (", "clip.py"),
     # NASA-T
     Mutation("alpha ~ U(0, .5)", "low + (high - low) * torch.rand(()", "low + (high - low) / 2 * torch.rand(()"),
     Mutation("NASA adds", "z_positive - alpha * z_negative", "z_positive + alpha * z_negative", "nasa.py"),
@@ -131,6 +135,14 @@ MUTATIONS = [
     Mutation("LoRA's scale is 1", "lora_alpha=settings.alpha", "lora_alpha=settings.rank", "adapter.py"),
     Mutation("fresh samples are not fresh", "if index and config.lora.fresh:", "if False:"),
     Mutation("fresh samples of the same prompts", "* batches_a_step + number)", "* batches_a_step)"),
+    Mutation("LoRA on other layers", '["to_q", "to_v"]', '["to_q", "to_k"]', "config.py"),
+    Mutation(
+        "LoRA's first weights not gaussian",
+        '"gaussian" if settings.init == "gaussian" else',
+        "True if True else",
+        "adapter.py",
+    ),
+    Mutation("LoRA follows the student after its update", "if not samples:", "if True:"),
     # optimisers and average
     Mutation("EMA's decay swapped", "self.means, weights, 1 - decay", "self.means, weights, decay", "average.py"),
     Mutation("EMA's ramp missing", "if self.ramp else", "if False else", "average.py"),
@@ -139,6 +151,9 @@ MUTATIONS = [
         "gradients not clipped", "clip_grad_norm_(weights, config.gradient_clip)", "clip_grad_norm_(weights, 1e9)"
     ),
     Mutation("weight decay fixed", "weight_decay=weight_decay, fused", "weight_decay=0.01, fused", "machine.py"),
+    Mutation(
+        "the student has the LoRA's betas", "student_weights, rate, betas,", "student_weights, rate, config.lora.betas,"
+    ),
     # the warm start
     Mutation(
         "the regression's optimiser goes on into VSD",
