@@ -100,6 +100,8 @@ def test_every_step_is_the_objective_by_hand(run):
     settings, folder = run
     saved = [load(path) for path in sorted((folder / "checkpoints").iterdir())]
     assert len(saved) >= 3
+    first = torch.cat([weight.flatten() for name, weight in saved[0].weights["lora"].items() if "lora_A" in name])
+    assert abs(first.std() * LORA["rank"] - 1) < 0.1  # gaussian; its gradient is 0 while lora_B is
     hand = ByHand(settings, folder)
     tolerance = 1e-3 if settings.get("clip") else 1e-4  # rounding puts some of the decoder's ReLUs on the other side
     for step, (before, after) in enumerate(zip(saved, saved[1:], strict=False), start=1):
