@@ -6,13 +6,19 @@ Prints a table: which test fails, or that none does. Exit code 1 where a mutatio
 """
 
 import argparse
+import os
 import re
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+import accelerate  # noqa: F401  slow to import: here once instead of for each mutation
+import peft  # noqa: F401
+import pytest
+from diffusers import AutoencoderKL, AutoencoderTiny, PixArtTransformer2DModel, UNet2DConditionModel  # noqa: F401
+from transformers import AutoTokenizer, CLIPModel, CLIPTextModel, CLIPTokenizer, T5EncoderModel  # noqa: F401
 
 REPOSITORY = Path(__file__).parents[2]
 TESTS = ["test_anchor.py", "test_losses.py"]
@@ -184,15 +190,24 @@ def outcome(mutation: Mutation | None, tests: list[str]) -> str:
         shutil.copy(REPOSITORY / "tests/pytest.ini", root / "tests")
         if mutation:
             apply(mutation, root)
-        command = [sys.executable, "-P", "-m", "pytest", "-c", "tests/pytest.ini", "-x", "-q", "--tb=line"]
-        command += ["-p", "no:cacheprovider", *(f"tests/training/{name}" for name in tests)]
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    if done.returncode == 0:
+        printed = root / "printed.txt"
+        if not (child := os.fork()):  # which has the libraries imported
+            os.chdir(root)
+            file = os.open(printed, os.O_WRONLY | os.O_CREAT)
+            os.dup2(file, 1)
+            os.dup2(file, 2)
+            options = ["-c", "tests/pytest.ini", "-x", "-q", "--tb=line", "-p", "no:cacheprovider"]
+            code = pytest.main([*options, *(f"tests/training/{name}" for name in tests)])
+            sys.stdout.flush()
+            os._exit(code)
+        passed = os.waitpid(child, 0)[1] == 0
+        told = printed.read_text()
+    if passed:
         return ""
-    test = re.search(r"^(?:FAILED|ERROR) \S*?(test_\w+\.py::.*?)(?: - |$)", done.stdout, re.MULTILINE)
-    reason = re.search(r"^(?:/\S+:\d+|E  +): (.*)$", done.stdout, re.MULTILINE)
+    test = re.search(r"^(?:FAILED|ERROR) \S*?(test_\w+\.py::.*?)(?: - |$)", told, re.MULTILINE)
+    reason = re.search(r"^(?:/\S+:\d+|E  +): (.*)$", told, re.MULTILINE)
     if not test:
-        raise ValueError(f"pytest could not run: {done.stdout[-500:]}{done.stderr[-500:]}")
+        raise ValueError(f"pytest could not run: {told[-1000:]}")
     return f"{test[1]}: {reason[1] if reason else ''}"[:160]
 
 
