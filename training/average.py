@@ -13,19 +13,23 @@ from .student import load_student, student_state
 class Average:
     """average <- decay * average + (1 - decay) * weights after every student update; on the CPU if asked.
 
+    ramp: update n, counted from 0, takes at most (1 + n) / (10 + n) as decay (diffusers' EMAModel).
+
     Of a student that is split over the processes, each averages its own part; all call the same methods.
     """
 
-    def __init__(self, student: nn.Module, decay: float, on_cpu: bool = False):
-        self.student, self.decay = student, decay
+    def __init__(self, student: nn.Module, decay: float, ramp: bool, on_cpu: bool = False):
+        self.student, self.decay, self.ramp = student, decay, ramp
         self.weights = [own_part(weight) for weight in student.parameters() if weight.requires_grad]
         self.device = torch.device("cpu") if on_cpu else self.weights[0].device
         self.means = [weight.to(self.device, copy=True) for weight in self.weights]
 
     @torch.no_grad()
-    def update(self) -> None:
+    def update(self, number: int) -> None:
+        """number: how many updates came before."""
+        decay = min(self.decay, (1 + number) / (10 + number)) if self.ramp else self.decay
         weights = [weight.to(self.device) for weight in self.weights]
-        torch._foreach_lerp_(self.means, weights, 1 - self.decay)
+        torch._foreach_lerp_(self.means, weights, 1 - decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

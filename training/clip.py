@@ -32,7 +32,7 @@ class ClipEmbeddings:
 
     def __call__(self, x0: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """Embeddings fp32 [n, width] of the pictures that latents x0 [n, c, h, w] decode to, and of their prompts."""
-        pictures = pictures_of(self.decoder, x0).float() / 2 + 0.5
+        pictures = (pictures_of(self.decoder, x0).float() / 2 + 0.5).clamp(0, 1)  # as it was trained, and as saved
         side = self.model.config.vision_config.image_size
         resized = torch.nn.functional.interpolate(pictures, (side, side), mode="bicubic", antialias=True)
         length = self.model.config.text_config.max_position_embeddings

@@ -46,14 +46,25 @@ class Student:
 
     lora: Adapter | None = setting(None, "train a LoRA over the teacher instead of all weights")
     start_from: str | None = setting(
-        None, "another network to start from, such as SD-Turbo (SwiftBrush v2); else the teacher"
+        None,
+        "another network of the teacher's layers to start from; null: the teacher. SD 2.1: SD-Turbo (SwiftBrush v2)",
     )
     learning_rate: float = setting(1e-6, "Table 6", low=1e-12, high=1.0)
     betas: tuple[float, float] = setting(
         (0.9, 0.999), "AdamW betas (not in the paper; nearby code)", low=0, high=0.999999
     )
-    weight_decay: float = setting(0.01, "AdamW weight decay (not in the paper; PyTorch's default)", low=0, high=10)
-    ema_decay: float | None = setting(None, "average of the student's weights; none by default", low=0, high=0.999999)
+    weight_decay: float = setting(0.0, "AdamW weight decay (not in the paper; nearby code: 0)", low=0, high=10)
+    ema_decay: float | None = setting(
+        0.9999,
+        "average of the student's weights, 4 bytes each; null: none (not in the paper; on in SwiftBrush's command)",
+        low=0,
+        high=0.999999,
+    )
+    ema_ramp: bool = setting(
+        True,
+        "the n-th update takes at most (1 + n) / (10 + n) as decay, so that a short run's average is not its start "
+        "(nearby code: diffusers' EMAModel)",
+    )
     ema_device: Literal["same", "cpu"] = setting(
         "same", "cpu saves 4 bytes a weight of GPU memory, costs a copy a step"
     )
@@ -76,11 +87,17 @@ class Lora:
     betas: tuple[float, float] = setting(
         (0.9, 0.999), "AdamW betas (not in the paper; nearby code)", low=0, high=0.999999
     )
-    weight_decay: float = setting(0.01, "AdamW weight decay (not in the paper; PyTorch's default)", low=0, high=10)
+    weight_decay: float = setting(
+        0.0,
+        "AdamW weight decay (not in the paper; nearby code: 0. At 1e-3, 0.01 takes 45% of a weight in 60,000 updates)",
+        low=0,
+        high=10,
+    )
     updates: int = setting(1, "LoRA updates per student update (5 is DMD2's two time-scale rule)", low=1, high=1000)
     fresh: bool = setting(
-        True, "updates after the first draw new noise and a new student sample, instead of reusing x0"
+        True, "updates after the first draw new noise and a new student sample, instead of reusing x0 (DMD2)"
     )
+    fresh_prompts: bool = setting(True, "these samples are of new prompts and negative prompts too (DMD2)")
     initial_steps: int = setting(0, "steps that train only the LoRA, before the first VSD step", low=0, high=10**7)
     timesteps: tuple[int, int] = setting((0, 999), "range of t, both ends included (nearby code)", low=0, high=999)
     weight: Literal["alpha_squared", "uniform"] = setting("alpha_squared", "weight of the eps error (nearby code)")
@@ -103,15 +120,27 @@ class Clip:
     """The clamped CLIP loss, on pictures that a small autoencoder decodes. Weight and margin: Table 6."""
 
     weight: float = setting(0.1, "at the first VSD step; Table 6", low=0, high=1e6)
-    final_weight: float = setting(0.0, "at the last one, linear between (v3 of the paper: 0.1 to 0)", low=0, high=1e6)
+    final_weight: float = setting(
+        1.4e-4,
+        "where it ends, falling by a constant factor a step (nearby code: weight * .0014^(t / steps); the paper's v3: "
+        "0.1 to 0, without the curve); 0: falls linearly",
+        low=0,
+        high=1e6,
+    )
     margin: float = setting(
         0.37, "tau: a picture closer to its prompt than this costs nothing; Table 6", low=-1, high=1
     )
-    model: str = setting("openai/clip-vit-base-patch32", "CLIP: local folder or hub name (nearby code: ViT-B/32)")
+    model: str = setting(
+        "laion/CLIP-ViT-B-32-laion2B-s34B-b79K",
+        "CLIP, a folder or hub name in transformers' layout; the margin belongs to it (nearby code: open_clip's "
+        "ViT-B-32, laion2b_s34b_b79k, which is this one)",
+    )
     decoder: str | None = setting(
         "madebyollin/taesd", "tiny autoencoder, local folder or hub name; null decodes by the teacher's own"
     )
-    one_in: int = setting(4, "one sample in so many gets this loss (paper: part of the batch)", low=1, high=65536)
+    one_in: int = setting(
+        8, "one sample in so many gets this loss (paper: part of the batch; nearby code: 8)", low=1, high=65536
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +204,13 @@ class Config:
     )
     kappa_per: Literal["batch", "sample"] = setting("batch", "one scale a step, or one a sample (nearby code: batch)")
     cfg_on: Literal["both", "teacher", "lora", "none"] = setting("both", "which score gets the random scale (Table 2)")
-    fixed_kappa: float = setting(1.0, "scale of a score that cfg_on leaves out; 1 is no guidance", low=0, high=100)
+    fixed_kappa: float = setting(
+        1.0,
+        "scale of a score that cfg_on leaves out; 1 is no guidance. With teacher or lora take the mean of kappa: "
+        "another scale pulls the two scores apart, and the student off",
+        low=0,
+        high=100,
+    )
     null_prompt: str = setting("", "the null prompt of CFG (nearby code: the empty string)", empty=True)
     gradient_clip: float = setting(1.0, "largest gradient norm (nearby code)", low=1e-6, high=1e6)
     start: Start = setting(Start, "where the student starts")
@@ -195,7 +230,9 @@ class Config:
     samples_per_prompt: int = setting(8, "columns of the sample grid", low=2, high=64)
     log_every: int = setting(10, "steps between lines of metrics.jsonl", low=1, high=10**6)
     tracker: str | None = setting(None, "tensorboard, or any other tracker that accelerate knows; null: none")
-    max_bad_steps: int = setting(20, "stop after so many updates skipped for NaN or Inf", low=0, high=10**9)
+    max_bad_steps: int = setting(
+        20, "stop after so many updates skipped for NaN or Inf (nearby code zeroes NaN and goes on)", low=0, high=10**9
+    )
     encoded_prompts: str | None = setting(
         None, "folder that `python -m training encode` wrote; null: encode on the fly"
     )

@@ -29,12 +29,12 @@ from .draws import STEP, generator
 from .embeddings import PromptEmbeddings
 from .encode import EncodedPrompts
 from .errors import UserError
-from .guidance import draw_kappa, guided
+from .guidance import draw_kappa, guided, unequal_scales
 from .losses import (
     LORA_WEIGHTS,
     VSD_WEIGHTS,
     clamped_clip_loss,
-    linear_decay,
+    falling_weight,
     lora_loss,
     regression_loss,
     vsd_loss,
@@ -89,6 +89,8 @@ def _distill(config: Config, resume: bool, stop: Callable[[], bool], accelerator
     torch.manual_seed(config.seed)  # the adapters' first weights; nothing else draws from the global generator
     device, bf16 = accelerator.device, precision_of(config) == "bf16"
     parts = shares(config, accelerator)  # this process's rows of the batch, a slice for each forward
+    if accelerator.is_main_process and (sentence := unequal_scales(config.cfg_on, config.kappa, config.fixed_kappa)):
+        print(f"warning: {sentence}", file=sys.stderr)
     with accelerator.main_process_first():  # which may have to fetch them
         prompts = read_prompts(config.prompts, config.prompt_column, config.skip_bad_prompts)
         negatives = read_prompts(config.nasa.prompts) if config.nasa else []
@@ -147,7 +149,8 @@ def _distill(config: Config, resume: bool, stop: Callable[[], bool], accelerator
         """The EMA, which begins with VSD; where all processes hold the same weights, in the first one only."""
         if config.student.ema_decay is None or step < warm_steps or not (sharded or accelerator.is_main_process):
             return None
-        return Average(student, config.student.ema_decay, config.student.ema_device == "cpu")
+        settings = config.student
+        return Average(student, settings.ema_decay, settings.ema_ramp, settings.ema_device == "cpu")
 
     def student_optimizer_for(step: int) -> torch.optim.Optimizer:
         settings = config.student
@@ -169,6 +172,7 @@ def _distill(config: Config, resume: bool, stop: Callable[[], bool], accelerator
         saved = None
 
     order = PromptOrder(len(prompts), config.seed)
+    batches_a_step = config.lora.updates if config.lora.fresh and config.lora.fresh_prompts else 1
     if first < warm_steps:
         shared = (config.warm_start, config.seed, backbone, teachers.frozen, embeddings, shape, contents, stop)
         on_main(accelerator, make_pairs, run / "warm_start", *shared)
@@ -183,6 +187,20 @@ def _distill(config: Config, resume: bool, stop: Callable[[], bool], accelerator
             with accelerator.autocast():
                 steering = nasa_arguments(student, negative.embeddings, alpha, negative.mask)
         return backbone.one_step(network, z.to(device), text, config.start.timestep, config.start.noise, **steering)
+
+    def read_batch(
+        step: int, number: int, alpha: float | None
+    ) -> tuple[list[int], list[Text], list[Text], list[tuple[()] | tuple[Text, float]]]:
+        """Batch `number` of a step: prompts, and encoded, a part each: them, what the frozen teacher's CFG goes away
+        from (the null prompt; in NASA-T a negative one), and what the student does (nothing; that, by alpha)."""
+        position = ((step - warm_steps) * batches_a_step + number) * config.batch_size
+        chosen = order.batch(position, config.batch_size)
+        texts = [embeddings.batch(chosen[rows]) for rows in parts]
+        if alpha is None:
+            return chosen, texts, [embeddings.nulls(len(text)) for text in texts], [()] * len(parts)
+        avoided = negative_order.batch(position, config.batch_size)
+        away = [embeddings.texts([negatives[index] for index in avoided[rows]]) for rows in parts]
+        return chosen, texts, away, [(negative, alpha) for negative in away]
 
     def apply(losses: list[Tensor], optimizer: torch.optim.Optimizer, weights: list[nn.Parameter]) -> dict[str, Tensor]:
         """Clips and applies the gradients of all parts; NaN or Inf leaves weights and optimiser as they are.
@@ -264,19 +282,13 @@ def _distill(config: Config, resume: bool, stop: Callable[[], bool], accelerator
             figures |= {"regression_loss": done["loss"], "student_grad_norm": done["grad_norm"]}
         else:
             phase = "lora" if step < first_vsd else "vsd"
-            position = (step - warm_steps) * config.batch_size
-            chosen = order.batch(position, config.batch_size)
-            texts = [embeddings.batch(chosen[rows]) for rows in parts]
-            nulls = [embeddings.nulls(len(text)) for text in texts]
             z = draw_latents()
-            away, steering = nulls, [()] * len(parts)  # what the frozen teacher's CFG, and the student, go away from
-            if config.nasa:  # ---- NASA-T: negative prompts there, and in the student an alpha for the whole step
-                avoided = negative_order.batch(position, config.batch_size)
-                away = [embeddings.texts([negatives[index] for index in avoided[rows]]) for rows in parts]
+            alpha = None
+            if config.nasa:  # ---- NASA-T: one strength for the whole step
                 low, high = config.nasa.alpha
-                alpha = low + (high - low) * torch.rand((), generator=random).item()
-                steering = [(negative, alpha) for negative in away]
-                figures["alpha"] = alpha
+                alpha = figures["alpha"] = low + (high - low) * torch.rand((), generator=random).item()
+            chosen, texts, away, steering = read_batch(step, 0, alpha)
+            nulls = [embeddings.nulls(len(text)) for text in texts]
 
             losses, samples = [], []
             if phase == "vsd":  # ---- the student's update
@@ -300,7 +312,7 @@ def _distill(config: Config, resume: bool, stop: Callable[[], bool], accelerator
                         figures["vsd_loss"] = figures.get("vsd_loss", 0) + loss.detach() / len(parts)
                         if clip:
                             seen = range(-(-rows.start // clip.one_in) * clip.one_in, rows.stop, clip.one_in)
-                            clip_weight = linear_decay(config.clip.weight, config.clip.final_weight, *progress)
+                            clip_weight = falling_weight(config.clip.weight, config.clip.final_weight, *progress)
                             clip_loss = x0.new_zeros(())
                             if seen:
                                 with accelerator.autocast():
@@ -315,12 +327,14 @@ def _distill(config: Config, resume: bool, stop: Callable[[], bool], accelerator
                     gaps.add(t_rows, eps_teacher - eps_lora)
                 done = apply(losses, student_optimizer, student_weights)
                 if average:
-                    average.update()
+                    average.update(step - first_vsd)
                 figures |= {"kappa": random_kappa.mean(), "student_grad_norm": done["grad_norm"]}
 
             for index in range(config.lora.updates):  # ---- the LoRA teacher's updates
                 if index and config.lora.fresh:
                     z, samples = draw_latents(), []
+                    if config.lora.fresh_prompts:
+                        _, texts, _, steering = read_batch(step, index, alpha)
                 if not samples:
                     with torch.no_grad():
                         each = zip(parts, texts, steering, strict=True)

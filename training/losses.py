@@ -35,8 +35,14 @@ def clamped_clip_loss(images: Tensor, texts: Tensor, margin: float) -> Tensor:
     return (margin - torch.cosine_similarity(images, texts)).clamp(min=0).sum()
 
 
-def linear_decay(first: float, last: float, step: int, steps: int) -> float:
-    """first at step 0, last at step steps - 1, linear between: the weight of the CLIP loss."""
+def falling_weight(first: float, last: float, step: int, steps: int) -> float:
+    """The weight of the CLIP loss: first * (last / first)^(step / steps).
+
+    With last / first = .0014 that of swiftcontrol's code. No such curve begins or ends at 0: there it is linear, first
+    at step 0 and last at step steps - 1.
+    """
+    if first and last:
+        return first * (last / first) ** min(step / steps, 1.0)
     return first + (last - first) * min(step / max(steps - 1, 1), 1.0)
 
 

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .adapter import add_adapter
 from .backbones import backbone_class
 from .config import Config, to_dict
+from .guidance import unequal_scales
 from .machine import OPTIMIZER_BYTES, precision_of, share_of
 from .repeats import few_prompts_before_a_run
 from .sharding import gathered_at_once
@@ -101,6 +102,8 @@ def report(config: Config, processes: int = 1) -> str:
     """What --dry-run prints: the resolved config, the computed figures, what is wrong with the prompts."""
     planned = plan(config, processes)
     lines = ["# The resolved config", yaml.safe_dump(to_dict(config), sort_keys=False)]
+    if sentence := unequal_scales(config.cfg_on, config.kappa, config.fixed_kappa):
+        lines.append(f"warning: {sentence}\n")
     lines.append("# Computed from the networks' configs, not measured")
     lines += [f"{name + ':':44}{count / 1e6:10.1f} M parameters" for name, count in planned.parameters.items()]
     lines += [f"{name + ':':44}{size / GIB:10.2f} GiB" for name, size in planned.memory.items()]

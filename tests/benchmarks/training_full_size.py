@@ -103,7 +103,7 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> dict:
 
 
 def child(options: argparse.Namespace) -> None:
-    """The shipped config and the shipped trainer; only teacher and batch differ."""
+    """The shipped config and the shipped trainer, without CLIP and average; else only teacher and batch differ."""
     sys.path.insert(0, str(REPOSITORY / "tests/training"))
     import torch
 
@@ -122,7 +122,7 @@ def child(options: argparse.Namespace) -> None:
         "batch_size": options.batch * options.processes,
         "micro_batch": None,
         "clip": None,
-        "student": settings["student"] | {"shard": options.processes > 1},
+        "student": settings["student"] | {"start_from": None, "ema_decay": None, "shard": options.processes > 1},
         "samples_per_prompt": 2,
         "sample_prompts": ["a pet"],
     }

@@ -170,7 +170,7 @@ def ours(options: argparse.Namespace) -> None:
         "mixed_precision": options.precision,
         "kappa": [KAPPA, KAPPA],
         "start": {"timestep": START, "noise": "unit"},
-        "student": {"learning_rate": RATE},
+        "student": {"learning_rate": RATE, "ema_decay": None},
         "lora": {"learning_rate": LORA_RATE, "rank": 64},
         "sample_prompts": ["red"],
         "samples_per_prompt": 2,

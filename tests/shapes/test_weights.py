@@ -7,6 +7,7 @@ import pytest
 import safetensors
 import torch
 
+from training import config
 from training.errors import UserError
 from training.shapes import weights
 
@@ -35,6 +36,18 @@ def test_record_meets_the_bars():
     assert record["student_accuracy"] >= 0.90
     assert max(record["student_colors"].values()) <= 0.60
     assert min(record["student_colors"].values()) >= 0.05
+
+
+def test_the_recipe_is_still_what_the_weights_were_trained_with():
+    """Whatever the trainer's defaults become; settings younger than the record are pinned to what was done before."""
+
+    def same(recorded: dict, now: dict) -> bool:
+        pairs = [(value, now[key]) for key, value in recorded.items()]
+        return all(same(one, other) if isinstance(one, dict) else one == other for one, other in pairs)
+
+    recipe = config.load(weights.CONFIG)
+    assert same(weights.read_record()["distillation"], config.to_dict(recipe))
+    assert (recipe.student.ema_ramp, recipe.lora.fresh_prompts) == (False, False)
 
 
 @pytest.mark.parametrize("name", weights.PARTS)

@@ -24,6 +24,15 @@ def test_sd15_is_table_6():
     assert read_prompts(REPOSITORY / settings.prompts)
 
 
+def test_defaults_are_those_of_nearby_code():
+    settings = config.parse(LEAST | {"clip": {}, "nasa": {}})
+    assert (settings.student.weight_decay, settings.lora.weight_decay) == (0, 0)
+    assert (settings.clip.model, settings.clip.margin) == ("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", 0.37)
+    assert settings.clip.one_in == 8 and settings.clip.final_weight == pytest.approx(settings.clip.weight * 0.0014)
+    assert (settings.student.ema_decay, settings.student.ema_ramp) == (0.9999, True)
+    assert settings.lora.fresh and settings.lora.fresh_prompts
+
+
 def test_what_is_saved_reads_back_the_same():
     settings = config.parse(
         LEAST | {"warm_start": {"steps": 3, "pairs": 5}, "lora": {"targets": "all-linear-and-conv"}}

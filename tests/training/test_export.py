@@ -220,6 +220,11 @@ def test_the_licence_is_what_the_model_card_names(tmp_path):
     for card, licence in (("---\nlicense: mit\n---\n", "mit"), ("---\n[\n---\n", None), ("no front", None)):
         (tmp_path / "README.md").write_text(card)
         assert licence_of(str(tmp_path)) == (licence or LICENCE_UNKNOWN)
+    for model, licence in (("teacher", "openrail++"), ("start", "stabilityai-ai-community")):
+        (tmp_path / model).mkdir()
+        (tmp_path / model / "README.md").write_text(f"---\nlicense: {licence}\n---\n")
+    both = str(tmp_path / "teacher"), str(tmp_path / "start")
+    assert licence_of(*both) == "openrail++ and stabilityai-ai-community" and licence_of(*both[:1] * 2) == "openrail++"
 
 
 def test_pixart_gets_its_embedders_once_and_the_output_stays():

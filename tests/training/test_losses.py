@@ -7,7 +7,7 @@ from training.backbones import load_backbone
 from training.clip import ClipEmbeddings
 from training.config import Clip
 from training.errors import UserError
-from training.losses import clamped_clip_loss, linear_decay, lora_loss, vsd_loss
+from training.losses import clamped_clip_loss, falling_weight, lora_loss, vsd_loss
 
 
 def test_vsd_gradient_is_the_weighted_score_difference():
@@ -33,9 +33,33 @@ def test_clip_loss_is_zero_beyond_the_margin_and_pulls_below_it():
     assert clamped_clip_loss(image[:0], text[:0], 0.9).item() == 0
 
 
-def test_the_clip_weight_falls_linearly():
-    assert [linear_decay(0.1, 0.0, step, 5) for step in range(6)] == pytest.approx([0.1, 0.075, 0.05, 0.025, 0, 0])
-    assert linear_decay(0.1, 0.0, 0, 1) == 0.1
+def test_the_clip_weight_falls_by_0014_to_the_t_over_steps():
+    default = Clip()
+    found = [falling_weight(default.weight, default.final_weight, step, 40_000) for step in (0, 1, 20_000, 40_000)]
+    assert found == pytest.approx([0.1, 0.1 * 0.0014 ** (1 / 40_000), 0.1 * 0.0014**0.5, 0.1 * 0.0014])
+    assert falling_weight(0.1, 0.1, 3, 5) == pytest.approx(0.1)
+
+
+def test_the_clip_weight_falls_linearly_to_nothing():
+    assert [falling_weight(0.1, 0.0, step, 5) for step in range(6)] == pytest.approx([0.1, 0.075, 0.05, 0.025, 0, 0])
+    assert falling_weight(0.1, 0.0, 0, 1) == 0.1
+
+
+def test_clip_sees_pictures_clamped_to_0_1(teacher, clip):
+    """What is brighter than white looks white to CLIP, and is not pulled."""
+    backbone = load_backbone("stable_diffusion", str(teacher))
+    embeddings = ClipEmbeddings(Clip(model=str(clip), decoder=None), backbone)
+    last = embeddings.decoder.decoder.layers[-1]
+    seen = []
+    for bias in (0.0, 5.0, 9.0):
+        torch.nn.init.constant_(last.bias, bias)
+        latents = torch.randn((1, 4, 4, 4), generator=torch.Generator().manual_seed(0)).requires_grad_()
+        image, text = embeddings(latents, ["red"])
+        clamped_clip_loss(image, text, margin=1.0).backward()
+        seen.append((image, latents.grad.any()))
+    (_, pulled), (white, beyond), (whiter, far_beyond) = seen
+    assert pulled and not beyond and not far_beyond
+    assert torch.equal(white, whiter)
 
 
 def test_latents_follow_clip_through_the_decoder(teacher, clip):

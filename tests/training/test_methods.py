@@ -1,6 +1,7 @@
 """Every method is settings of the one loop: what each changes, on both backbones. Random weights: wiring only."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from training.config import parse
 from training.encode import encode_prompts
 from training.errors import UserError
 from training.losses import clamped_clip_loss
+from training.plan import report
 from training.runs import open_run
 from training.student import plain_student
 
@@ -158,7 +160,13 @@ def test_what_is_not_installed_is_a_sentence(short):
                 distill.distill(parse(short | change))
 
 
-def test_shipped_configs_are_table_6_and_its_ablations():
+def different(one: config.Config, other: config.Config) -> set[str]:
+    """The settings in which two configs differ."""
+    one, other = dict(config.flat(one)), dict(config.flat(other))
+    return {key for key in one | other if one.get(key) != other.get(key)}
+
+
+def test_shipped_configs_are_table_6():
     loaded = {path.stem: config.load(path) for path in CONFIGS.rglob("*.yaml")}
     for name, steps, kappa in (("sd15", 60_000, (0.5, 4)), ("sd21", 40_000, (0.5, 4)), ("pixart", 60_000, (0.5, 3))):
         row = loaded[name]
@@ -166,12 +174,44 @@ def test_shipped_configs_are_table_6_and_its_ablations():
         assert (row.clip.weight, row.clip.margin, row.cfg_on, row.nasa) == (0.1, 0.37, "both", None)
         assert (row.student.learning_rate, row.lora.learning_rate) == (1e-6, 1e-3)
         assert (row.lora.rank, row.lora.alpha, row.lora.updates) == (64, 128, 1)
-    assert loaded["swiftbrush"].kappa[0] == loaded["swiftbrush"].kappa[1]
-    assert loaded["two_time_scale"].lora.updates == 5 and loaded["two_time_scale"].kappa == loaded["swiftbrush"].kappa
-    assert {cell: loaded[f"table2_{cell}"].cfg_on for cell in ("none", "teacher", "lora", "both")} == {
-        cell: cell for cell in ("none", "teacher", "lora", "both")
-    }
-    assert loaded["nasa_t"].nasa.alpha == (0, 1) and loaded["nasa_t"].backbone == "pixart"
+    assert loaded["sd21"].student.start_from == "stabilityai/sd-turbo" and loaded["sd15"].student.start_from is None
+    assert all(loaded[name].student.ema_decay == 0.9999 for name in ("sd15", "sd21", "pixart", "swiftbrush"))
+
+
+@pytest.mark.parametrize("base, ending", [("sd15", ""), ("pixart", "_pixart")])
+def test_the_runs_of_figure_2_differ_in_kappa_alone(base, ending):
+    base, fixed = config.load(CONFIGS / f"{base}.yaml"), config.load(CONFIGS / f"ablations/swiftbrush{ending}.yaml")
+    assert fixed.kappa == (4.5, 4.5) and different(base, fixed) == {"output", "kappa"}
+    five = config.load(CONFIGS / f"ablations/two_time_scale{ending}.yaml")
+    assert five.lora.updates == 5 and different(fixed, five) == {"output", "lora.updates"}
+
+
+def test_the_cells_of_table_2_differ_in_where_the_scale_is_random():
+    cells = {name: config.load(CONFIGS / f"ablations/table2_{name}.yaml") for name in ("none", "teacher", "lora")}
+    for name, cell in cells.items():
+        assert (cell.cfg_on, cell.fixed_kappa, cell.kappa) == (name, sum(cell.kappa) / 2, (0.5, 4))
+        assert different(cell, cells["none"]) <= {"output", "cfg_on"}
+    both = config.load(CONFIGS / "ablations/table2_both.yaml")
+    assert both.cfg_on == "both" and different(both, config.load(CONFIGS / "sd21.yaml")) == {"output"}
+
+
+@pytest.mark.parametrize("ending, base, batch, steps", [("", "pixart", 32, 50_000), ("_sd15", "sd15", 64, 60_000),
+                                                        ("_sd21", "sd21", 64, 40_000)])  # fmt: skip
+def test_nasa_t_is_shipped_for_all_three_backbones(ending, base, batch, steps):
+    trained, base = config.load(CONFIGS / f"ablations/nasa_t{ending}.yaml"), config.load(CONFIGS / f"{base}.yaml")
+    assert (trained.nasa.alpha, trained.batch_size, trained.steps) == ((0, 1), batch, steps)
+    changed = {key for key in different(base, trained) if not key.startswith("nasa")}
+    assert changed <= {"output", "batch_size", "steps"}
+
+
+def test_a_random_scale_on_one_score_beside_a_fixed_one_far_from_its_mean_is_warned_of(short, capsys):
+    settings = parse(short | {"cfg_on": "teacher", "steps": 1})
+    distill.distill(settings)
+    sentence = "warning: cfg_on is teacher and fixed_kappa 1: .* set `fixed_kappa: 2.25`, the mean of kappa."
+    assert re.search(sentence, capsys.readouterr().err) and re.search(sentence, report(settings))
+    for path in CONFIGS.rglob("*.yaml"):
+        shipped = config.load(path)
+        assert guidance.unequal_scales(shipped.cfg_on, shipped.kappa, shipped.fixed_kappa) is None
 
 
 def test_encoded_prompts_spare_the_text_encoder(everything, tmp_path, monkeypatch):

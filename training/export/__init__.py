@@ -47,7 +47,8 @@ def export(
 
     layout: what LAYOUTS in families.py describes; by default `lora` for a student that is one, else the whole
     checkpoint (Stable Diffusion) or the transformer (PixArt). A LoRA in another layout is merged into its base.
-    average: EMA weights where the run has them. licence: of the base model; by default what its model card names.
+    average: EMA weights where the run has them. licence: of the base model; by default what its model card names,
+    and that of the network that the student started from.
 
     The file is read back by diffusers and, with check `all`, by the ComfyUI that COMFYUI_PATH names, and compared with
     the student in one step before it takes its name, so a wrong file never replaces a good one. tell: gets a line for
@@ -96,7 +97,7 @@ def export(
             f"or put a ModelSamplingDiscrete behind the stock loader."
         )
     height, width = (8 * side for side in backbone.latent_shape(config.latent_size)[1:])
-    licence = licence or licence_of(config.teacher)
+    licence = licence or licence_of(config.teacher, start_from or config.teacher)
     described = metadata(
         config,
         title or run.folder.resolve().name,

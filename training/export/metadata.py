@@ -88,8 +88,13 @@ def write_hash(path: Path) -> str:
     return found
 
 
-def licence_of(model: str) -> str:
-    """The licence that a model's card (README.md of its folder or of the hub's cache) names, else where to look."""
+def licence_of(*models: str) -> str:
+    """The licences of models, each once: what a card (README.md of the folder or of the hub's cache) names, else where
+    to look."""
+    return " and ".join(dict.fromkeys(map(_licence, models)))
+
+
+def _licence(model: str) -> str:
     card = Path(model) / "README.md"
     if not Path(model).exists():
         import huggingface_hub

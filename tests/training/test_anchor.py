@@ -1,0 +1,408 @@
+"""One real step of the shipped loop against the objective written out by hand.
+
+A run of `distill` leaves a checkpoint a step; from each the next is computed here, in fp64: networks, tokenizers and
+CLIP loaded anew by their own libraries, LoRAs merged as W + (a / r) B A, CFG in separate calls, NASA by an attention of
+the test's own, gradients by autograd on sum(x0 * stopgrad(w * delta)) / numel, AdamW and EMA by their formulas. AdamW's
+moments in a checkpoint hold the gradients that the loop applied. Of the trainer nothing is used but its generator of
+random numbers and its reader of checkpoints. Random weights: this proves the mathematics, not quality.
+
+`mutations.py` breaks the loop in many ways and tells which of them a test notices.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy
+import pytest
+import safetensors.torch
+import torch
+from diffusers import AutoencoderTiny, PixArtTransformer2DModel, UNet2DConditionModel
+from torch.func import functional_call
+from transformers import AutoTokenizer, CLIPModel, CLIPTextModel, CLIPTokenizer, T5EncoderModel
+
+from training.checkpoint import load
+from training.config import parse
+from training.distill import distill
+from training.draws import STEP, generator
+
+BATCH = 4
+VSD_TIMES, LORA_TIMES = (20, 980), (0, 999)
+STUDENT = {"learning_rate": 1e-3, "betas": [0.0, 0.999], "ema_decay": 0.15}
+LORA = {
+    "rank": 2,
+    "alpha": 4,
+    "initial_steps": 1,
+    "learning_rate": 1e-2,
+    "betas": [0.5, 0.99],
+    "null_probability": 0.5,
+}
+CLIP = {"weight": 3.0, "final_weight": 0.0042, "margin": 0.9, "decoder": None, "one_in": 2}
+NASA = {"alpha": [0.0, 1.0]}
+
+CASES = {
+    "PG-SB": {"start": {"timestep": 999, "noise": "unit"}, "lora": LORA | {"initial_steps": 2}, "micro_batch": None},
+    "v": {"teacher": "v", "kappa_per": "sample", "vsd": {"weight": "x0", "x0_weight_cap": 2.0}, "cfg_on": "none",
+          "fixed_kappa": 3.0, "lora": LORA | {"weight": "uniform"}},
+    "CLIP": {"clip": CLIP, "gradient_clip": 0.01, "student": STUDENT | {"weight_decay": 0.1}, "latent_size": [6, 6],
+             "lora": LORA | {"weight_decay": 0.2}, "micro_batch": None},
+    "NASA-T": {"nasa": NASA, "lora": LORA | {"updates": 2}},
+    "two time scales": {"lora": LORA | {"updates": 3}, "cfg_on": "teacher", "fixed_kappa": 2.25},
+    "two time scales, same prompts": {"lora": LORA | {"updates": 2, "fresh_prompts": False}, "cfg_on": "lora",
+                                      "fixed_kappa": 1.0},
+    "two time scales, same x0": {"lora": LORA | {"updates": 2, "fresh": False}},
+    "warm start": {"warm_start": {"steps": 2, "pairs": 6, "sampler_steps": 2, "learning_rate": 1e-4}},
+    "PixArt": {"teacher": "pixart", "start": {"timestep": 400, "noise": "vp"}, "kappa": [0.5, 3.0]},
+    "PixArt, all at once": {"teacher": "pixart", "start": {"timestep": 400, "noise": "vp"}, "clip": CLIP, "nasa": NASA,
+                            "kappa_per": "sample", "student": STUDENT | {"lora": {"rank": 2, "alpha": 3}},
+                            "lora": LORA | {"updates": 2}, "gradient_checkpointing": True},
+}  # fmt: skip
+
+
+@pytest.fixture
+def run(settings, teacher, pixart, clip, tmp_path, request):
+    """The settings of one case, and the folder of the shipped trainer's run with them."""
+    case = CASES[request.param]
+    kind = case.get("teacher", "eps")
+    folder = shutil.copytree(pixart if kind == "pixart" else teacher, tmp_path / "teacher")
+    if kind == "v":
+        scheduler = folder / "scheduler/scheduler_config.json"
+        scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | {"prediction_type": "v_prediction"}))
+    if "clip" in case:  # pictures with some of their pixels outside 0..1
+        vae = AutoencoderTiny.from_pretrained(folder / "vae")
+        vae.decoder.layers[-1].weight.data *= 20
+        vae.save_pretrained(folder / "vae")
+    (tmp_path / "negatives.txt").write_text("ugly\nblurry pet\na blue square\n")
+    plain = {
+        "seed": 6,
+        "batch_size": BATCH,
+        "micro_batch": 2,
+        "steps": 2,
+        "kappa": [0.5, 4.0],
+        "warm_start": None,
+        "student": STUDENT,
+        "lora": LORA,
+        "keep_checkpoints": 10,
+        "sample_every": 100,
+    }
+    paths = {"teacher": str(folder), "backbone": "pixart" if kind == "pixart" else "stable_diffusion"}
+    whole = settings | plain | case | paths
+    if "clip" in case:
+        whole["clip"] = CLIP | {"model": str(clip)}
+    if "nasa" in case:
+        whole["nasa"] = NASA | {"prompts": str(tmp_path / "negatives.txt")}
+    distill(parse(whole))
+    return whole, tmp_path / "run"
+
+
+@pytest.mark.parametrize("run", CASES, indirect=True)
+def test_every_step_is_the_objective_by_hand(run):
+    settings, folder = run
+    saved = [load(path) for path in sorted((folder / "checkpoints").iterdir())]
+    assert len(saved) >= 3
+    first = torch.cat([weight.flatten() for name, weight in saved[0].weights["lora"].items() if "lora_A" in name])
+    assert abs(first.std() * LORA["rank"] - 1) < 0.1  # gaussian; its gradient is 0 while lora_B is
+    hand = ByHand(settings, folder)
+    tolerance = 1e-3 if settings.get("clip") else 1e-4  # rounding puts some of the decoder's ReLUs on the other side
+    for step, (before, after) in enumerate(zip(saved, saved[1:], strict=False), start=1):
+        student, lora, ema = hand.after(step, before)
+        for role, wanted in (("student", student), ("lora", lora)):
+            place, states = f"{role} after step {step + 1}", after.optimizers[role]["state"]
+            for key, moments in (("exp_avg", wanted.first), ("exp_avg_sq", wanted.second)):
+                if wanted.updated:
+                    found = {name: states[index][key] for index, name in enumerate(wanted.weights)}
+                    assert_close(found, moments, f"{place}, {key}", tolerance, floor=1e-5)
+            moves, real = ({name: now[name].double() - before.weights[role][name] for name in wanted.weights}
+                           for now in (wanted.weights, after.weights[role]))  # fmt: skip
+            assert_close(real, moves, f"{place}, weights", tolerance=1e-2, floor=1e-2)  # AdamW enlarges rounding
+        if step >= hand.warm_steps:
+            old, now = before.weights.get("ema", before.weights["student"]), after.weights["student"]
+            for name, average in after.weights["ema"].items():
+                torch.testing.assert_close(average, torch.lerp(old[name], now[name], 1 - ema), rtol=1e-6, atol=1e-7)
+    hand.check_coverage()
+
+
+def assert_close(found, wanted, place, tolerance, floor):
+    """Of each tensor |found - wanted| <= tolerance |wanted| + floor |all of them|: tiny ones are rounding alone."""
+    whole = torch.stack([tensor.norm() for tensor in wanted.values()]).norm()
+    for name, tensor in wanted.items():
+        distance = (found[name].double() - tensor).norm()
+        assert distance <= tolerance * tensor.norm() + floor * whole, f"{place}, {name}: {distance / tensor.norm():.1e}"
+
+
+class AttentionByHand:
+    """softmax(Q K^T / sqrt(d) + bias) V, in cross-attention less alpha times the same with the negative prompt."""
+
+    def __init__(self, network):
+        self.project = getattr(network, "caption_projection", None) or (lambda text: text)
+        self.away = None
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
+        if encoder_hidden_states is None:
+            z = self.attend(attn, hidden_states, hidden_states, None)
+        else:
+            z = self.attend(attn, hidden_states, encoder_hidden_states, attention_mask)
+            if self.away:
+                (negative, mask), alpha = self.away
+                bias = None if mask is None else -10_000.0 * (1 - mask.double())[:, None]
+                z = z - alpha * self.attend(attn, hidden_states, self.project(negative), bias)
+        return attn.to_out[0](z)
+
+    @staticmethod
+    def attend(attn, pixels, text, bias):
+        query, key, value = (
+            layer(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            for layer, x in ((attn.to_q, pixels), (attn.to_k, text), (attn.to_v, text))
+        )
+        scores = query @ key.transpose(2, 3) / query.shape[-1] ** 0.5
+        if bias is not None:
+            scores = scores + bias[:, None]
+        return (scores.softmax(-1) @ value).transpose(1, 2).flatten(2)
+
+
+class ByHand:
+    """What a step does to student, LoRA teacher and average. Shapes and names are diffusers'."""
+
+    def __init__(self, settings, folder):
+        self.settings, self.folder = settings, folder
+        source = Path(settings["teacher"])
+        self.pixart = settings["backbone"] == "pixart"
+        kind, part = (PixArtTransformer2DModel, "transformer") if self.pixart else (UNet2DConditionModel, "unet")
+        self.network = kind.from_pretrained(source / part).double().requires_grad_(False)
+        self.attention = AttentionByHand(self.network)
+        self.network.set_attn_processor(self.attention)
+        schedule = json.loads((source / "scheduler/scheduler_config.json").read_text())
+        self.predicts_v = schedule.get("prediction_type") == "v_prediction"
+        first, last = schedule["beta_start"], schedule["beta_end"]
+        betas = torch.linspace(first, last, 1000, dtype=torch.float64)
+        if schedule["beta_schedule"] == "scaled_linear":
+            betas = torch.linspace(first**0.5, last**0.5, 1000, dtype=torch.float64) ** 2
+        self.alpha, self.sigma = (1 - betas).cumprod(0).sqrt(), (1 - (1 - betas).cumprod(0)).sqrt()
+        if self.pixart:
+            self.tokenizer = AutoTokenizer.from_pretrained(source / "tokenizer")
+            self.encoder = T5EncoderModel.from_pretrained(source / "text_encoder").double()
+        else:
+            self.tokenizer = CLIPTokenizer.from_pretrained(source / "tokenizer")
+            self.encoder = CLIPTextModel.from_pretrained(source / "text_encoder").double()
+        if settings.get("clip"):
+            self.clip = CLIPModel.from_pretrained(settings["clip"]["model"]).double().requires_grad_(False)
+            self.clip_tokenizer = CLIPTokenizer.from_pretrained(settings["clip"]["model"])
+            self.vae = AutoencoderTiny.from_pretrained(source / "vae").double().requires_grad_(False)
+        self.warm_steps = settings["warm_start"]["steps"] if settings["warm_start"] else 0
+        self.prompts = Path(settings["prompts"]).read_text().splitlines()
+        self.size = settings.get("latent_size") or [4, 4]
+        self.blind, self.outside, self.clip_losses = set(), [], []
+
+    # --- networks -------------------------------------------------------------------------------------------------
+    @torch.no_grad()
+    def encode(self, prompts):
+        """Embeddings and mask; CLIP has none."""
+        if not self.pixart:
+            ids = self.tokenizer(prompts, padding="max_length", max_length=77, return_tensors="pt").input_ids
+            return self.encoder(ids).last_hidden_state, None
+        lower = [prompt.lower() for prompt in prompts]
+        read = self.tokenizer(lower, padding="max_length", max_length=120, return_tensors="pt")
+        return self.encoder(read.input_ids, attention_mask=read.attention_mask)[0], read.attention_mask
+
+    def eps(self, weights, x_t, t, text, away=None):
+        """The noise that the network with these weights in place of its own sees in x_t."""
+        self.attention.away = away
+        named = {"timestep": t, "encoder_hidden_states": text[0], "return_dict": False}
+        if self.pixart:
+            named |= {"encoder_attention_mask": text[1]}
+            named |= {"added_cond_kwargs": {"resolution": None, "aspect_ratio": None}}
+        said = functional_call(self.network, weights, (x_t,), named)[0][:, :4]
+        return self.at(self.alpha, t) * said + self.at(self.sigma, t) * x_t if self.predicts_v else said
+
+    def guided(self, weights, x_t, t, text, away, kappa):
+        with_text, without = self.eps(weights, x_t, t, text), self.eps(weights, x_t, t, away)
+        return without + kappa * (with_text - without)
+
+    def picture(self, weights, z, text, away):
+        """x0 of the student in one step."""
+        start = self.settings["start"]
+        t = torch.full((len(z),), start["timestep"])
+        x = z if start["noise"] == "unit" else self.at(self.sigma, t) * z
+        return (x - self.at(self.sigma, t) * self.eps(weights, x, t, text, away)) / self.at(self.alpha, t)
+
+    def merged(self, adapter, settings):
+        """Weights W + (a / r) B A by name."""
+        scale, found = settings["alpha"] / settings["rank"], {}
+        for name in sorted({key.removeprefix("base_model.model.").rsplit(".lora_", 1)[0] for key in adapter}):
+            a, b = (adapter[f"base_model.model.{name}.lora_{part}.weight"] for part in "AB")
+            found[name + ".weight"] = self.network.get_parameter(name + ".weight") + scale * b @ a
+        return found
+
+    def names(self, state, targets):
+        """Of all trainable weights, in the optimiser's order."""
+        if not any("lora_" in name for name in state):
+            return [name for name, _ in self.network.named_parameters()]
+        layers = [name for name, _ in self.network.named_modules() if name.endswith(targets)]
+        return [f"base_model.model.{name}.lora_{part}.weight" for name in layers for part in "AB"]
+
+    def at(self, table, t):
+        return table[t][:, None, None, None]
+
+    def stream(self, count, position):
+        """The places [position, position + BATCH) of endless shuffled passes over `count` things."""
+        passes = [numpy.random.default_rng((self.settings["seed"], number)).permutation(count) for number in range(60)]
+        return numpy.concatenate(passes)[position : position + BATCH].tolist()
+
+    # --- one step -------------------------------------------------------------------------------------------------
+    def after(self, step, before):
+        """Student and LoRA after the step, and the decay of the average, 1 where it stays."""
+        s = self.settings
+        warm = self.warm_steps
+        first_vsd = warm + s["lora"]["initial_steps"]
+        student = self.load(before, "student", (".to_q", ".to_k", ".to_v", ".to_out.0"))
+        lora = self.load(before, "lora", (".to_q", ".to_v"))
+        if step == warm:  # VSD has an optimiser of its own
+            student.forget()
+        random = generator(self.settings["seed"], STEP, step)
+
+        def randn():
+            return torch.randn((BATCH, 4, *self.size), generator=random).double()
+
+        if step < warm:
+            x0, target = self.warm_pair(step, student)
+            self.update(student, (x0 - target).square().mean(), s["warm_start"] | {"betas": [0.9, 0.999]})
+            return student, lora, 1.0
+
+        fresh, fresh_prompts = s["lora"].get("fresh", True), s["lora"].get("fresh_prompts", True)
+        updates = s["lora"].get("updates", 1)
+        batches = updates if fresh and fresh_prompts else 1
+        z = randn()
+        alpha = s["nasa"]["alpha"][1] * torch.rand((), generator=random).item() if s.get("nasa") else 0
+        prompts, text, away, steer = self.batch(step - warm, batches, 0, alpha)
+        null = self.encode([""] * BATCH)
+        x0, ema = None, 1.0
+        if step >= first_vsd:
+            low, high = s["kappa"]
+            count = BATCH if s.get("kappa_per") == "sample" else 1
+            kappa = low + (high - low) * torch.rand((count, 1, 1, 1), generator=random).double()
+            on, fixed = s.get("cfg_on", "both"), s.get("fixed_kappa", 1.0)
+            t, noise = torch.randint(VSD_TIMES[0], VSD_TIMES[1] + 1, (BATCH,), generator=random), randn()
+            x0 = self.picture(student.network(), z, text, steer)
+            x_t = self.at(self.alpha, t) * x0.detach() + self.at(self.sigma, t) * noise
+            with torch.no_grad():
+                teacher = self.guided({}, x_t, t, text, away, kappa if on in ("both", "teacher") else fixed)
+                follower = self.guided(lora.network(), x_t, t, text, null, kappa if on in ("both", "lora") else fixed)
+            weight = self.at(self.sigma, t).square()
+            if "vsd" in s:
+                weight = (self.at(self.sigma, t) / self.at(self.alpha, t)).clamp(max=s["vsd"]["x0_weight_cap"])
+            objective = (x0 * (weight * (teacher - follower)).detach()).sum() / x0.numel()
+            if s.get("clip"):
+                fallen = CLIP["weight"] * 0.0014 ** ((step - first_vsd) / s["steps"])
+                objective = objective + fallen * self.clip_loss(x0, prompts)
+            self.update(student, objective, s["student"])
+            number = step - first_vsd
+            ema = min(STUDENT["ema_decay"], (1 + number) / (10 + number))
+
+        for index in range(updates):
+            if index and fresh:
+                z, x0 = randn(), None
+                if fresh_prompts:
+                    _, text, _, steer = self.batch(step - warm, batches, index, alpha)
+            if x0 is None:
+                x0 = self.picture(student.network(), z, text, steer)
+            t, noise = torch.randint(LORA_TIMES[0], LORA_TIMES[1] + 1, (BATCH,), generator=random), randn()
+            blind = bool(torch.rand((), generator=random) < s["lora"]["null_probability"])
+            self.blind.add(blind)
+            x_t = self.at(self.alpha, t) * x0.detach() + self.at(self.sigma, t) * noise
+            error = (self.eps(lora.network(), x_t, t, null if blind else text) - noise).square()
+            weight = 1 if s["lora"].get("weight") == "uniform" else self.at(self.alpha, t).square()
+            self.update(lora, (weight * error).mean(), s["lora"])
+        return student, lora, ema
+
+    def load(self, before, role, targets):
+        state, moments = before.weights[role], before.optimizers[role]["state"]
+        return Trained(self, self.settings[role], {name: state[name] for name in self.names(state, targets)}, moments)
+
+    def update(self, trained, objective, settings):
+        """Gradients of the objective, clipped together, then AdamW."""
+        leaves = list(trained.weights.values())
+        gradients = torch.autograd.grad(objective, leaves)
+        norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+        factor = min(1.0, self.settings.get("gradient_clip", 1.0) / (norm + 1e-6))
+        trained.adamw([factor * gradient for gradient in gradients], settings)
+
+    def batch(self, step, batches, number, alpha):
+        """Prompts; encoded they, what the frozen teacher's CFG goes away from, and what the student does."""
+        position = (step * batches + number) * BATCH
+        prompts = [self.prompts[index] for index in self.stream(len(self.prompts), position)]
+        text, away, steer = self.encode(prompts), self.encode([""] * BATCH), None
+        if self.settings.get("nasa"):
+            negatives = Path(self.settings["nasa"]["prompts"]).read_text().splitlines()
+            away = self.encode([negatives[index] for index in self.stream(len(negatives), position)])
+            steer = (away, alpha)
+        return prompts, text, away, steer
+
+    def clip_loss(self, x0, prompts):
+        """mean of relu(tau - cos) over one sample in so many, of pictures as PNGs have them: between 0 and 1."""
+        rows = range(0, BATCH, CLIP["one_in"])
+        pictures = self.vae.decode(x0[rows] / self.vae.config.scaling_factor).sample / 2 + 0.5
+        self.outside.append(((pictures < 0) | (pictures > 1)).double().mean().item())
+        pictures = torch.nn.functional.interpolate(pictures.clamp(0, 1), (32, 32), mode="bicubic", antialias=True)
+        mean, deviation = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+        pictures = (pictures - x0.new_tensor(mean)[:, None, None]) / x0.new_tensor(deviation)[:, None, None]
+        texts = [prompts[row] for row in rows]
+        ids = self.clip_tokenizer(texts, padding="max_length", max_length=77, return_tensors="pt").input_ids
+        seen = self.clip(input_ids=ids, pixel_values=pictures)
+        loss = (CLIP["margin"] - seen.logits_per_image.diagonal() / self.clip.logit_scale.exp()).relu().mean()
+        self.clip_losses.append(loss.item())
+        return loss
+
+    def warm_pair(self, step, student):
+        """The student's pictures and the teacher's, by two steps of DDIM from 999 and 499 with CFG 3."""
+        pairs = safetensors.torch.load_file(self.folder / "warm_start/pairs-000000.safetensors")
+        rows = self.stream(len(pairs["z"]), step * BATCH)
+        z, text = pairs["z"][rows].double(), self.encode([self.prompts[index] for index in pairs["prompt"][rows]])
+        x, null = z, self.encode([""] * BATCH)
+        for t, then in ((999, 499), (499, None)):
+            times = torch.full((BATCH,), t)
+            with torch.no_grad():
+                eps = self.guided({}, x, times, text, null, 3.0)
+            x = (x - self.sigma[t] * eps) / self.alpha[t]
+            if then is not None:
+                x = self.alpha[then] * x + self.sigma[then] * eps
+        return self.picture(student.network(), z, text, None), x
+
+    def check_coverage(self):
+        """A case that never met what it is there for would prove nothing."""
+        if self.settings["lora"].get("updates", 1) > 1:
+            assert self.blind == {True, False}
+        if self.settings.get("clip"):
+            assert all(0 < share < 1 for share in self.outside) and all(loss > 0 for loss in self.clip_losses)
+
+
+class Trained:
+    """Trainable weights, fp64, by name, and AdamW's moments; `moments` by number, as PyTorch keeps them."""
+
+    def __init__(self, hand, settings, weights, moments):
+        self.hand, self.settings, self.updated = hand, settings, False
+        self.weights = {name: weight.double().requires_grad_() for name, weight in weights.items()}
+        self.forget()
+        if moments:
+            self.count = int(moments[0]["step"])
+            self.first, self.second = (
+                {name: moments[index][key].double() for index, name in enumerate(weights)}
+                for key in ("exp_avg", "exp_avg_sq")
+            )
+
+    def forget(self):
+        self.count, self.first, self.second = 0, dict.fromkeys(self.weights, 0.0), dict.fromkeys(self.weights, 0.0)
+
+    def network(self):
+        """Weights for the network, a LoRA merged."""
+        adapter = self.settings if "rank" in self.settings else self.settings.get("lora")
+        return self.hand.merged(self.weights, adapter) if adapter else self.weights
+
+    def adamw(self, gradients, settings):
+        rate, (beta1, beta2) = settings["learning_rate"], settings["betas"]
+        self.count, self.updated = self.count + 1, True
+        for (name, weight), gradient in zip(self.weights.items(), gradients, strict=True):
+            first = self.first[name] = beta1 * self.first[name] + (1 - beta1) * gradient
+            second = self.second[name] = beta2 * self.second[name] + (1 - beta2) * gradient**2
+            step = first / (1 - beta1**self.count) / ((second / (1 - beta2**self.count)).sqrt() + 1e-8)
+            decayed = weight.detach() * (1 - rate * settings.get("weight_decay", 0.0))
+            self.weights[name] = (decayed - rate * step).requires_grad_()
