@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io, ui
 
+from .connected import check_model
 from .preset_choice import HIDDEN, preset_for, preset_input, show
 from .quoting import printable_errors
 from .sampling.one_step import with_preset
@@ -34,6 +35,7 @@ class SNOOPIModelSampling(io.ComfyNode):
     @classmethod
     @printable_errors
     def execute(cls, model, preset) -> io.NodeOutput:
+        check_model(model)
         choice = preset_for(cls, model, preset)
         taken = choice.preset
         count = "1 step" if len(taken.timesteps) == 1 else f"{len(taken.timesteps)} steps"

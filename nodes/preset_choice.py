@@ -12,7 +12,7 @@ from .sampling.detect import AUTO, Choice, choose
 from .sampling.files import files_of
 from .sampling.presets import usable_presets
 
-HIDDEN = [io.Hidden.prompt, io.Hidden.unique_id]
+HIDDEN = [io.Hidden.prompt, io.Hidden.dynprompt, io.Hidden.unique_id]
 
 
 def preset_input() -> io.Combo.Input:

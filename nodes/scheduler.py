@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io
 
+from .connected import check_model, check_numbers
 from .preset_choice import HIDDEN, preset_for, preset_input, show
 from .quoting import printable_errors
 from .sampling.one_step import steps, with_preset
@@ -40,6 +41,8 @@ class SNOOPIOneStepScheduler(io.ComfyNode):
     @classmethod
     @printable_errors
     def execute(cls, model, preset, denoise=1.0) -> io.NodeOutput:
+        check_model(model)
+        check_numbers(denoise=denoise)
         choice = preset_for(cls, model, preset)
         show(cls, choice.sentence)
         return io.NodeOutput(steps(with_preset(model, choice.preset), denoise)[1])

@@ -39,7 +39,7 @@ RANGES = {
 }
 WHOLE = ("channels", "resolution")
 DIFFUSION_ONLY = ("levels", "alphas_cumprod", "output", "noise")
-LISTS = ("timesteps", "levels", "backbones", "files")
+LISTS = ("timesteps", "levels", "image_starts", "backbones", "files")
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Preset:
     backbones: tuple[str, ...] = ()
     noise: str = "unit"
     levels: tuple[float, ...] = ()
+    image_starts: tuple[float, ...] = ()
     alphas_cumprod: float | None = None
     renoise: str = "none"
     output: str = "x0"
@@ -291,7 +292,7 @@ def _checked(name: str, row: dict[str, object], place: Callable[[str], str]) -> 
             refuse("files", f"{as_written(pattern)} is not the name of a file")
 
     flow = row["prediction"].startswith("flow")
-    for field in ("timesteps", "levels"):
+    for field in ("timesteps", "levels", "image_starts"):
         if field in row:
             _check_timesteps(row[field], flow, functools.partial(refuse, field))
     if "levels" in row and len(row["levels"]) != len(row["timesteps"]):
