@@ -2,8 +2,8 @@
 
 from comfy_api.latest import io, ui
 
-from .preset_choice import HIDDEN, preset_input, show
-from .sampling.load import load, model_names
+from .preset_choice import HIDDEN, preset_input, show, tables_now
+from .sampling.load import load, model_names, stamp_of
 from .schema import schema
 
 
@@ -37,6 +37,10 @@ class SNOOPICheckpointLoader(io.ComfyNode):
             ],
             hidden=HIDDEN,
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, model_name, **inputs) -> str:
+        return f"{stamp_of(model_name)} {tables_now()}"
 
     @classmethod
     def execute(cls, model_name, preset) -> io.NodeOutput:

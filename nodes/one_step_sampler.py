@@ -8,7 +8,7 @@ from .guidance.kept import kept_for_clones
 from .guidance.layouts import text_width
 from .guidance.payload import patch
 from .nasa_patch import ALPHA_TOOLTIP
-from .preset_choice import HIDDEN, preset_for, preset_input, show
+from .preset_choice import HIDDEN, preset_for, preset_input, show, tables_now
 from .sampling.detect import alpha_of
 from .sampling.one_step import check_latent, sample, steps, with_preset
 from .schema import schema
@@ -79,6 +79,10 @@ class SNOOPIOneStepSampler(io.ComfyNode):
             ],
             hidden=HIDDEN,
         )  # fmt: skip
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs) -> str:
+        return tables_now()
 
     @classmethod
     def execute(

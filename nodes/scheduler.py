@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from .preset_choice import HIDDEN, preset_for, preset_input, show
+from .preset_choice import HIDDEN, preset_for, preset_input, show, tables_now
 from .sampling.one_step import steps, with_preset
 from .schema import schema
 
@@ -35,6 +35,10 @@ class SNOOPIOneStepScheduler(io.ComfyNode):
             outputs=[io.Sigmas.Output(display_name="SIGMAS", tooltip="The noise level of every step, the last 0.")],
             hidden=HIDDEN,
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs) -> str:
+        return tables_now()
 
     @classmethod
     def execute(cls, model, preset, denoise=1.0) -> io.NodeOutput:

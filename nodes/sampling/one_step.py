@@ -13,19 +13,22 @@ from comfy.model_base import ModelType
 from comfy.model_patcher import ModelPatcher
 
 from .backbones import backbone_of
-from .parameterization import PREDICTIONS, PresetSampling
+from .base import base_sampling, contradiction, on_base
+from .parameterization import PREDICTIONS, PresetSampling, formula_of, with_formula
 from .presets import Preset, all_presets
 
 
 def with_preset(model: ModelPatcher, preset: Preset) -> ModelPatcher:
     """A clone of `model` that any of ComfyUI's samplers run as `preset` says; `model` stays as it is.
 
-    The schedule is the one the model was trained on: another ModelSampling patch on it is put aside.
+    The schedule is the one the model was trained on, and a ModelSampling patch on it is put aside. If the preset is for
+    a LoRA or a family, prediction and schedule are those of the model, or of the ModelSampling patch.
 
     Raises:
         ValueError: the preset is for another kind of model.
     """
     check_fit(model, preset)
+    preset = on_base(model, preset)
     model = model.clone()
     model.add_object_patch("model_sampling", _sampling(model, preset))
     if preset.latent_scale is not None:
@@ -58,7 +61,7 @@ def steps(model: ModelPatcher, strength: float = 1.0) -> tuple[ModelPatcher, tor
                 f"denoise is {strength}, but the preset {preset.name} starts no lower than "
                 f"{preset.noise_levels[-1] / 1000:g}: raise denoise, or use a preset of more steps."
             )
-        if not preset.is_flow:
+        if preset.follows_base or not preset.is_flow:
             model = model.clone()
             model.add_object_patch("model_sampling", _sampling(model, dataclasses.replace(preset, noise="vp")))
     return model, torch.cat([sigmas, sigmas.new_zeros(1)])
@@ -87,7 +90,7 @@ def sample(
     samples = guider.sample(
         noise,
         samples,
-        comfy.samplers.sampler_object(model.get_model_object("model_sampling").preset.sampler),
+        comfy.samplers.sampler_object(model.get_model_object("model_sampling").sampler),
         sigmas,
         denoise_mask=latent.get("noise_mask"),
         callback=callback,
@@ -119,17 +122,23 @@ def check_fit(model: ModelPatcher, preset: Preset) -> None:
         others = ", ".join(name for name, row in all_presets().items() if backbone in row.backbones)
         remedy = f"choose auto or one of {others}" if others else "choose another model, since no preset is for it"
         raise ValueError(f"The preset {preset.name} is for {wanted}, but the model is {called}: {remedy}.")
+    if stated := contradiction(model, preset):
+        raise ValueError(
+            f"The preset {preset.name} is for a whole model that predicts {preset.prediction}, but this model's file "
+            f"says that it predicts {stated}: choose auto, or the preset of the LoRA on it."
+        )
 
 
 def _sampling(model: ModelPatcher, preset: Preset) -> PresetSampling:
-    base = model.model
-    if not preset.is_flow:
-        return _on_schedule(preset, base.model_config)
+    base, sampling = model.model, base_sampling(model)
+    if preset.follows_base or not preset.is_flow:
+        return _on_schedule(preset, sampling, base.model_config)
     is_trained_so = base.model_type in (ModelType.FLOW, ModelType.FLUX)
     own = 1.0 if base.model_type == ModelType.FLUX else base.model_config.sampling_settings.get("multiplier", 1000)
-    return PREDICTIONS[preset.prediction](preset, own if is_trained_so else 1000)
+    return PREDICTIONS[preset.prediction](preset, sampling, own if is_trained_so else 1000)
 
 
 @functools.lru_cache(maxsize=8)  # the tables take over a millisecond, and nobody writes to them
-def _on_schedule(preset: Preset, model_config) -> PresetSampling:
-    return PREDICTIONS[preset.prediction](preset, model_config)
+def _on_schedule(preset: Preset, base: torch.nn.Module, model_config) -> PresetSampling:
+    kind = with_formula(formula_of(base)) if preset.follows_base else PREDICTIONS[preset.prediction]
+    return kind(preset, base, model_config)
