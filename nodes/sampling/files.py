@@ -13,6 +13,8 @@ from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 from safetensors import SafetensorError, safe_open
 
+from .weights import holds
+
 KEY = "snoopi_file"
 PREFIX = "snoopi."
 #: The only value of `snoopi.format` so far.
@@ -81,9 +83,12 @@ def file_of(model: ModelPatcher, path: str) -> ModelFile:
     seen = _seen.setdefault(model.model, {})
     now = stamp(path)
     if path not in seen:
-        seen[path] = ModelFile(name_of(path), read_metadata(path)), now
+        file = ModelFile(name_of(path), read_metadata(path))
+        if any(key.startswith(PREFIX) for key in file.metadata) and holds(path, model) is False:
+            file, now = ModelFile(file.name), None
+        seen[path] = file, now
     file, then = seen[path]
-    return file if then == now else ModelFile(file.name, file.metadata, changed=True)
+    return file if then == stamp(path) else ModelFile(file.name, file.metadata, changed=True)
 
 
 def stamp(path: str) -> tuple[int, int] | None:

@@ -94,7 +94,8 @@ def repaired(model: ModelPatcher, file: ModelFile, choice: Choice) -> tuple[Mode
             said.append("It is PixArt-alpha, taken for PixArt-sigma: its latent scale is set to 0.18215.")
     if backbone == "SD 2.x":
         prediction = PREDICTION_TYPES.get(file.metadata.get("modelspec.prediction_type", ""))
-        prediction = PREDICTIONS.get(choice.preset.prediction) if choice.known else prediction
+        if choice.known and not choice.preset.follows_base:
+            prediction = PREDICTIONS.get(choice.preset.prediction)
         if prediction is not None and prediction != base.model_type:
             model = model.clone()
             model.add_object_patch("model_sampling", comfy.model_base.model_sampling(base.model_config, prediction))

@@ -8,6 +8,7 @@ from comfy.model_patcher import ModelPatcher
 from .files import LORAS, ModelFile, file_of, path_of, remembered
 from .graph import Graph, names, sources
 from .loras import is_merged, loras_of
+from .weights import holds
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,16 @@ class Origin:
 def origin_of(model: ModelPatcher, graph: Graph = None, node_id: str | None = None) -> Origin:
     """What `model` was made of: by what it carries, else by the graph before the node `node_id`.
 
+    Where several loaders may have loaded it, the weights tell which.
+
     Args:
         graph: what runs, as ComfyUI's hidden inputs DYNPROMPT or PROMPT give it; None if there is none.
     """
     carried = _carried(model)
     if carried is None or is_merged(model):
         paths = sources(graph, node_id)
+        if len(paths) > 1 and not is_merged(model):
+            paths = {path for path in paths if path and holds(path, model)} or paths
         bases = {carried} if carried else set()
         bases |= {file_of(model, path) if path else None for path in paths}
     else:

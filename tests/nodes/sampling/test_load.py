@@ -100,7 +100,8 @@ def test_sd2_predicts_what_the_file_says(sampling, name, metadata, guessed_v, ex
     guessed = ModelType.V_PREDICTION if guessed_v else ModelType.EPS
     assert model.model.model_type == guessed
     file = sampling.files.ModelFile(name, metadata)
-    repaired, said = sampling.load.repaired(model, file, sampling.detect.choose(model, "auto", sampling.origin.Origin((file,))))
+    choice = sampling.detect.choose(model, "auto", sampling.origin.Origin((file,)))
+    repaired, said = sampling.load.repaired(model, file, choice)
     sigma, x, out = torch.tensor([2.0]), torch.ones(1, 1, 1, 1), torch.full((1, 1, 1, 1), 0.5)
     denoised = float(repaired.get_model_object("model_sampling").calculate_denoised(sigma, out, x))
     assert denoised == pytest.approx(0.0 if expected == ModelType.EPS else 1 / 5 - 0.5 * 2 / 5**0.5)
