@@ -5,7 +5,6 @@ adds a tensor that holds the words which our trainer writes as metadata, and the
 models: the nodes leave those out where a preset or a ModelSampling node is set.
 """
 
-import copy
 import json
 
 import comfy.model_sampling
@@ -41,7 +40,8 @@ def saying(model: ModelPatcher, preset: Preset) -> ModelPatcher:
     if isinstance(said_before := vars(config).get("process_unet_state_dict_for_saving"), Saying):
         config = said_before.config
     words = torch.tensor(list(json.dumps(_words(preset)).encode()), dtype=torch.uint8)
-    own = copy.copy(config)
+    own = object.__new__(type(config))  # copy.copy asks for methods, and a config has None for those it lacks
+    vars(own).update(vars(config))
     own.process_unet_state_dict_for_saving = Saying(config, words, _keys(model) if preset.follows_base else {})
     model = model.clone()
     model.add_object_patch("model_config", own)
