@@ -1,9 +1,12 @@
 """NASA Cross-Attention Patch: a negative prompt for any sampler, at CFG 1."""
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
+from .connected import check_model, check_numbers
+from .empty_prompt import without_empty
 from .guidance.blocks import ALL
 from .guidance.payload import patch
+from .preset_choice import HIDDEN, show
 from .quoting import printable_errors
 from .schema import advanced, schema
 
@@ -91,6 +94,7 @@ class NASACrossAttentionPatch(io.ComfyNode):
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model, steered away from the negative prompt.")
             ],
+            hidden=HIDDEN,
         )
 
     @classmethod
@@ -98,4 +102,11 @@ class NASACrossAttentionPatch(io.ComfyNode):
     def execute(
         cls, model, negative, alpha, start_percent, end_percent, blocks=ALL, norm_limit=0.0, name=""
     ) -> io.NodeOutput:
-        return io.NodeOutput(patch(model, negative, alpha, start_percent, end_percent, blocks, norm_limit, name))
+        check_model(model)
+        check_numbers(alpha=alpha, start_percent=start_percent, end_percent=end_percent, norm_limit=norm_limit)
+        acting, remark = without_empty(cls, negative)
+        patched = patch(model, negative, alpha, start_percent, end_percent, blocks, norm_limit, name, acting=acting)
+        if not remark:
+            return io.NodeOutput(patched)
+        show(cls, remark)
+        return io.NodeOutput(patched, ui=ui.PreviewText(remark))

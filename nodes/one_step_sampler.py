@@ -3,15 +3,18 @@
 import latent_preview
 from comfy_api.latest import io, ui
 
+from .connected import check_model, check_numbers, check_seed
+from .empty_prompt import without_empty
 from .guidance.conditioning import check_conditioning
 from .guidance.kept import kept_for_clones
 from .guidance.layouts import text_width
 from .guidance.payload import patch
 from .nasa_patch import ALPHA_TOOLTIP
-from .preset_choice import HIDDEN, preset_for, preset_input, show
+from .preset_choice import HIDDEN, preset_for, preset_input, show, tables_now
 from .quoting import printable_errors
 from .sampling.detect import alpha_of
-from .sampling.one_step import check_latent, sample, steps, with_preset
+from .sampling.latent import checked_latent
+from .sampling.one_step import reads_unconditional, sample, steps, with_preset
 from .schema import schema
 
 
@@ -82,20 +85,31 @@ class SNOOPIOneStepSampler(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    def fingerprint_inputs(cls, **inputs) -> str:
+        return tables_now()
+
+    @classmethod
     @printable_errors
     def execute(
         cls, model, positive, latent_image, seed, preset, negative=None, alpha=-1.0, denoise=1.0
     ) -> io.NodeOutput:
+        check_model(model)
+        check_numbers(seed=seed, alpha=alpha, denoise=denoise)
+        check_seed(seed)
         check_conditioning("positive", positive, text_width(model.get_model_object("diffusion_model")))
-        check_latent(latent_image)
+        latent_image = checked_latent(latent_image)
         choice = preset_for(cls, model, preset)
         sampled, sigmas = steps(with_preset(model, choice.preset), denoise)
         info = choice.sentence
         if negative is not None:
+            acting, remark = without_empty(cls, negative)
             alpha = alpha_of(choice.preset, model) if alpha < 0 else alpha
-            sampled = patch(sampled, negative, alpha, kept=kept_for_clones(model, negative))
-            info += f" NASA alpha {alpha:g}."
+            sampled = patch(sampled, negative, alpha, kept=kept_for_clones(model, negative), acting=acting)
+            info += f" {remark}" if remark else ""
+            info += f" NASA alpha {alpha:g}." if acting else ""
+        elif reads_unconditional(sampled):
+            info += " No negative is connected: patches of the model that want one get the positive."
         info = show(cls, info)
         callback = latent_preview.prepare_callback(sampled, len(sigmas) - 1)
-        latent = sample(sampled, sigmas, positive, latent_image, seed, callback)
+        latent = sample(sampled, sigmas, positive, latent_image, seed, callback, negative)
         return io.NodeOutput(latent, info, ui=ui.PreviewText(info))

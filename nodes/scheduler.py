@@ -2,7 +2,8 @@
 
 from comfy_api.latest import io
 
-from .preset_choice import HIDDEN, preset_for, preset_input, show
+from .connected import check_model, check_numbers
+from .preset_choice import HIDDEN, preset_for, preset_input, show, tables_now
 from .quoting import printable_errors
 from .sampling.one_step import steps, with_preset
 from .schema import schema
@@ -38,8 +39,14 @@ class SNOOPIOneStepScheduler(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, **inputs) -> str:
+        return tables_now()
+
+    @classmethod
     @printable_errors
     def execute(cls, model, preset, denoise=1.0) -> io.NodeOutput:
+        check_model(model)
+        check_numbers(denoise=denoise)
         choice = preset_for(cls, model, preset)
         show(cls, choice.sentence)
         return io.NodeOutput(steps(with_preset(model, choice.preset), denoise)[1])

@@ -2,8 +2,9 @@
 
 `patch` leaves one SAMPLER_SAMPLE wrapper on a cloned model. When sampling starts it prepares the negatives as ComfyUI
 prepares any conditioning, and lays beside the text of every cond a payload that ComfyUI then batches, crops, repeats
-and moves like the rest: whether that cond is steered, and where in the picture each negative acts. As every cond has
-one, positive and negative of CFG stay one batch. An APPLY_MODEL wrapper, living for that run, takes the payload out
+and moves like the rest: whether that cond is steered, where in the picture each negative acts, and which picture of the
+batch each row is, for negatives with a text for each. As every cond has one, positive and negative of CFG stay one
+batch. An APPLY_MODEL wrapper, living for that run, takes the payload out
 and steers the layers for that one call.
 """
 
@@ -27,6 +28,7 @@ from .steering import Steering, installed
 
 KEY = "snoopi_nasa"
 STEERED = f"{KEY}_steered"
+PICTURES = f"{KEY}_pictures"
 REGION = f"{KEY}_region_{{}}".format
 
 
@@ -40,6 +42,7 @@ def patch(
     norm_limit: float = 0.0,
     name: str = "",
     kept: Kept | None = None,
+    acting: list | None = None,
 ) -> ModelPatcher:
     """A clone of `model` that is steered away from `negative`; `model` stays as it is.
 
@@ -55,6 +58,7 @@ def patch(
         name: patching a patched model under the same name replaces the earlier negative, and alpha 0 takes it away;
             negatives of different names all act.
         kept: what outlives this patch, as `kept_for_clones` gives it; None keeps with the patch.
+        acting: the entries of `negative` that act; None for all.
 
     Raises:
         ValueError: an input is unusable, or the model is of a family that is not supported.
@@ -85,9 +89,10 @@ def patch(
         negatives |= wrapper.args[0]
     negatives.pop(name, None)
     model.remove_wrappers_with_key(WrappersMP.SAMPLER_SAMPLE, KEY)
-    if alpha > 0:
+    acting = negative if acting is None else acting
+    if alpha > 0 and acting:
         kept = Kept() if kept is None else kept
-        negatives[name] = Negative(negative, alpha, start_percent, end_percent, chosen, norm_limit, kept)
+        negatives[name] = Negative(acting, alpha, start_percent, end_percent, chosen, norm_limit, kept)
     if negatives:
         model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, functools.partial(_sample, negatives))
     return model
@@ -105,6 +110,10 @@ def _sample(negatives, executor, guider, sigmas, extra_args, callback, noise, la
         for n, prompt in enumerate(prepared)
         if prompt.region is not None
     }
+    if any(prompt.count > 1 for prompt in prepared):
+        # In as many dimensions as the latents, or a context window of frames could take it for a list of frames.
+        pictures = torch.arange(noise.shape[0], device=noise.device).view(-1, *[1] * (noise.ndim - 1))
+        regions[PICTURES] = comfy.conds.CONDRegular(pictures)
     for name, entries in guider.conds.items():
         steered = noise.new_tensor([1.0 if _is_positive(name, entries) else 0.0])
         payload = regions | {STEERED: comfy.conds.CONDRegular(steered)}
@@ -126,17 +135,22 @@ def _apply_model(
 ):
     """APPLY_MODEL: take the payload out of the call and steer the layers during it."""
     steered = kwargs.pop(STEERED, None)
+    pictures = kwargs.pop(PICTURES, None)
     regions = [kwargs.pop(REGION(n), None) for n in range(len(prompts))]
     acting = [(prompt, where) for prompt, where in zip(prompts, regions, strict=True) if prompt.acts_at(t[0])]
     if steered is None or not acting:
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+    if pictures is not None:
+        pictures = _in_window(pictures, transformer_options)
     model = executor.class_obj
-    steerings = _steerings(layout, blocks_of(model), acting, model, x, t, steered, transformer_options, kwargs)
+    steerings = _steerings(
+        layout, blocks_of(model), acting, model, x, t, steered, pictures, transformer_options, kwargs
+    )
     with installed(layout, steerings):
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
 
-def _steerings(layout, blocks, acting, model, x, t, steered, transformer_options, conds):
+def _steerings(layout, blocks, acting, model, x, t, steered, pictures, transformer_options, conds):
     """What every steered layer needs for this call."""
     diffusion_model, chunks = uncompiled(model.diffusion_model), transformer_options["cond_or_uncond"]
     prompts = [prompt for prompt, _ in acting]
@@ -144,7 +158,7 @@ def _steerings(layout, blocks, acting, model, x, t, steered, transformer_options
         strength if strength.ndim == 3 else layout.spread(diffusion_model, x, strength, conds)
         for strength in _strengths(acting, steered)
     ]
-    projections = [prompt.projection(layout, blocks, model, t, t.shape[0] // len(chunks)) for prompt in prompts]
+    projections = [prompt.projection(layout, blocks, model, t, pictures, transformer_options) for prompt in prompts]
     for block, layers in blocks.items():
         here = [n for n, prompt in enumerate(prompts) if block in prompt.negative.blocks]
         limits = [prompts[n].negative.norm_limit for n in here if prompts[n].negative.norm_limit]
@@ -163,13 +177,21 @@ def _steerings(layout, blocks, acting, model, x, t, steered, transformer_options
             )
 
 
+def _in_window(pictures: torch.Tensor, transformer_options: dict) -> torch.Tensor:
+    """The same from a core whose context windows leave conds uncut, which gives every window the first pictures."""
+    window, chunks = transformer_options.get("context_window"), len(transformer_options["cond_or_uncond"])
+    if getattr(window, "dim", None) == 0 and len(window.index_list) * chunks == pictures.shape[0]:
+        return pictures.new_tensor(window.index_list * chunks)
+    return pictures
+
+
 def _strengths(acting: list[tuple[Prompt, torch.Tensor | None]], steered: torch.Tensor) -> list[torch.Tensor]:
     """Alpha of every prompt: [batch, 1, 1], or a map [batch, 1, (frames,) height, width] where it has a region."""
     strengths = []
     for _, group in itertools.groupby(acting, key=lambda pair: id(pair[0].negative)):
         prompts, regions = zip(*group, strict=True)
         alpha = steered * prompts[0].negative.alpha
-        for share in shares(list(regions)):
+        for share in shares(list(regions), [prompt.default for prompt in prompts]):
             ndim = share.ndim if torch.is_tensor(share) else 3
             strengths.append((alpha.view(-1, *[1] * (ndim - 1)) * share).to(prompts[0].dtype))
     return strengths

@@ -9,10 +9,11 @@ import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
 
+from .conditioning import UNREADABLE, cannot_be_read, dense
 from .kept import SHARE, keys_values_within
 from .layouts import uncompiled
 from .negative import Negative
-from .regions import region
+from .regions import check_places, region
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Prompt:
         number: its place in the negative's CONDITIONING.
         conds: ComfyUI's cond tensors by name, on the device and in the dtype that the model computes in.
         region: where it acts, as `regions.region`.
+        default: whether it acts where the negative's other entries leave room.
         start, end: the sigmas between which it acts; None for no bound.
         patcher: the model's.
         lasting: whether the weights stay as they are during the run.
@@ -32,6 +34,7 @@ class Prompt:
     number: int
     conds: dict[str, torch.Tensor]
     region: torch.Tensor | None
+    default: bool
     start: float | None
     end: float | None
     patcher: ModelPatcher
@@ -42,20 +45,34 @@ class Prompt:
         return (self.start is None or bool(sigma <= self.start)) and (self.end is None or bool(sigma >= self.end))
 
     def projection(
-        self, layout: ModuleType, blocks: dict[str, list], model: torch.nn.Module, t: torch.Tensor, rows: int
+        self,
+        layout: ModuleType,
+        blocks: dict[str, list],
+        model: torch.nn.Module,
+        t: torch.Tensor,
+        pictures: torch.Tensor | None,
+        options: dict,
     ) -> "Projection":
-        """What the layers attend to, for a call with sigmas t [batch], of which each cond has `rows`."""
-        lasting = self.lasting and not layout.TEXT_CHANGES_WITH_TIME
+        """What the layers attend to, for a call with sigmas t [batch] and these transformer_options.
+
+        Args:
+            pictures: which of the latents that are sampled each row is, [batch, 1, 1, ...]; None will do at `count` 1.
+        """
+        patched = hasattr(layout, "patched") and "attn2_patch" in options.get("patches", {})
+        lasting = self.lasting and not layout.TEXT_CHANGES_WITH_TIME and not patched
         kept = self.negative.kept.of(self.patcher, self.dtype) if lasting else {}
         place = t.device, self.number
         if place not in kept:
-            kept[place] = self._project(layout, blocks, model, t, SHARE * self.patcher.model_size() if lasting else 0)
-        return kept[place].for_batch(t.shape[0], rows)
+            limit = SHARE * self.patcher.model_size() if lasting else 0
+            kept[place] = self._project(layout, blocks, model, t, options, limit)
+        return kept[place].of(pictures)
 
-    def _project(self, layout, blocks, model, t, limit):
+    def _project(self, layout, blocks, model, t, options, limit):
         diffusion_model = uncompiled(model.diffusion_model)
         conds = {name: cond.to(t.device) for name, cond in self.conds.items()}
         text = layout.text(diffusion_model, conds, model.model_sampling.timestep(t[:1]).float())
+        if hasattr(layout, "patched"):
+            text = layout.patched(text, options)
         layers = [layer for block in blocks if block in self.negative.blocks for layer in blocks[block]]
         return Projection(text, keys_values_within(limit, layout, layers, text))
 
@@ -63,20 +80,24 @@ class Prompt:
     def dtype(self) -> torch.dtype:
         return self.conds["c_crossattn"].dtype
 
+    @property
+    def count(self) -> int:
+        """How many texts it is, one for each picture of a batch in turn."""
+        return self.conds["c_crossattn"].shape[0]
+
 
 @dataclass(frozen=True)
 class Projection:
-    """What the layers read of a prompt, [1 or batch, tokens, width], and the (K-, V-) that are kept, by layer."""
+    """What the layers read of a prompt, [texts, tokens, width], and the (K-, V-) that are kept, by layer."""
 
     text: torch.Tensor
     keys_values: dict[Any, tuple[torch.Tensor, torch.Tensor]]
 
-    def for_batch(self, batch: int, rows: int) -> "Projection":
-        """Several embeddings in one entry: one for each picture of a batch, in turn."""
-        count = self.text.shape[0]
-        if count == 1:
+    def of(self, pictures: torch.Tensor | None) -> "Projection":
+        """With a row for each of the pictures [batch, 1, 1, ...], where there are several texts."""
+        if self.text.shape[0] == 1:
             return self
-        index = torch.arange(batch, device=self.text.device) % rows % count
+        index = pictures.flatten() % self.text.shape[0]
         kept = {layer: (k[index], v[index]) for layer, (k, v) in self.keys_values.items()}
         return Projection(self.text[index], kept)
 
@@ -87,12 +108,20 @@ def prepare(negative: Negative, guider, noise, latent_image, denoise_mask, seed)
     Args:
         guider: ComfyUI's, with its model loaded and its conds processed.
         noise: [batch, channels, (frames,) height, width] on the model's device.
+
+    Raises:
+        ValueError: the model cannot read it, or an area or a mask does not fit the picture.
     """
     model = guider.inner_model
     conds = [_scheduled(cond, negative) for cond in comfy.sampler_helpers.convert_cond(negative.conditioning)]
-    conds = comfy.samplers.process_conds(
-        model, noise, {"negative": conds}, noise.device, latent_image, denoise_mask, seed
-    )["negative"]
+    try:
+        conds = comfy.samplers.process_conds(
+            model, noise, {"negative": conds}, noise.device, latent_image, denoise_mask, seed
+        )["negative"]
+        regions = [region(entry, noise) for entry in conds]
+    except (*UNREADABLE, ValueError) as error:
+        check_places("negative", negative.conditioning, noise)
+        raise cannot_be_read("negative", error) from error
     dtype = model.manual_cast_dtype or model.get_dtype()
     # Hooks of the guider's conds move weights from call to call.
     hooked = any(entry.get("hooks") for entries in guider.conds.values() for entry in entries)
@@ -100,9 +129,10 @@ def prepare(negative: Negative, guider, noise, latent_image, denoise_mask, seed)
         Prompt(
             negative,
             number,
-            {name: _cast(cond.cond, noise.device, dtype) for name, cond in entry["model_conds"].items()
+            {name: _cast(name, cond.cond, noise.device, dtype) for name, cond in entry["model_conds"].items()
              if torch.is_tensor(cond.cond)},
-            region(entry, noise),
+            regions[number],
+            "default" in entry,
             entry.get("timestep_start"),
             entry.get("timestep_end"),
             guider.model_patcher,
@@ -122,6 +152,10 @@ def _scheduled(cond: dict, negative: Negative) -> dict:
     return cond
 
 
-def _cast(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+def _cast(name: str, tensor: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """As BaseModel.apply_model casts conds, which happens after the wrappers."""
-    return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
+    if name == "c_crossattn":
+        tensor = dense(tensor)
+    elif tensor.dtype in (torch.int, torch.long):
+        dtype = tensor.dtype
+    return tensor.to(device, dtype)

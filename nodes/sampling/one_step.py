@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import inspect
+import math
 
 import comfy.latent_formats
 import comfy.model_management
@@ -11,22 +13,29 @@ import comfy.utils
 import torch
 from comfy.model_base import ModelType
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
 
+from ..guidance.conditioning import UNREADABLE, cannot_be_read, dense
+from ..guidance.regions import check_places
 from ..quoting import listed, quoted
 from .backbones import backbone_of
-from .parameterization import PREDICTIONS, PresetSampling
+from .base import base_sampling, contradiction, on_base
+from .latent import DOWNSCALES, check_size, fitting
+from .parameterization import PREDICTIONS, PresetSampling, formula_of, with_formula
 from .presets import Preset, usable_presets
 
 
 def with_preset(model: ModelPatcher, preset: Preset) -> ModelPatcher:
     """A clone of `model` that any of ComfyUI's samplers run as `preset` says; `model` stays as it is.
 
-    The schedule is the one the model was trained on: another ModelSampling patch on it is put aside.
+    The schedule is the one the model was trained on, and a ModelSampling patch on it is put aside. If the preset is for
+    a LoRA or a family, prediction and schedule are those of the model, or of the ModelSampling patch.
 
     Raises:
         ValueError: the preset is for another kind of model.
     """
     check_fit(model, preset)
+    preset = on_base(model, preset)
     model = model.clone()
     model.add_object_patch("model_sampling", _sampling(model, preset))
     if preset.latent_scale is not None:
@@ -39,35 +48,42 @@ def steps(model: ModelPatcher, strength: float = 1.0) -> tuple[ModelPatcher, tor
 
     Below strength 1 the first listed timestep at or under 1000 * strength is where sampling starts, from the picture
     with that much noise added, as a scheduler's add_noise does it: what else the preset says of its first noise is for
-    pictures from nothing.
+    pictures from nothing. If all are higher, it is one step from the first of `image_starts`.
 
     Args:
         model: of `with_preset`.
         strength: above 0, up to 1.
 
     Raises:
-        ValueError: no listed timestep is that low.
+        ValueError: none of these timesteps is that low.
     """
     if not 0 < strength <= 1:
         raise ValueError(f"denoise is {strength}: give a number above 0 and up to 1.")
     sampling: PresetSampling = model.get_model_object("model_sampling")
     preset, sigmas = sampling.preset, sampling.listed_sigmas()
     if strength < 1:
+        if _lowest_start(preset) > 1000 * strength:
+            raise ValueError(_too_low(model, preset, strength))
         sigmas = sigmas[[level <= 1000 * strength for level in preset.noise_levels]]
         if len(sigmas) == 0:
-            raise ValueError(
-                f"denoise is {strength}, but the preset {quoted(preset.name)} starts no lower than "
-                f"{preset.noise_levels[-1] / 1000:g}: raise denoise, or use a preset of more steps."
-            )
-        if not preset.is_flow:
+            start = next(start for start in preset.image_starts if start <= 1000 * strength)
+            preset = dataclasses.replace(preset, timesteps=(start,), image_starts=())
+            sigmas = _sampling(model, preset).listed_sigmas()
+        if preset.follows_base or not preset.is_flow:
             model = model.clone()
             model.add_object_patch("model_sampling", _sampling(model, dataclasses.replace(preset, noise="vp")))
     return model, torch.cat([sigmas, sigmas.new_zeros(1)])
 
 
 def sample(
-    model: ModelPatcher, sigmas: torch.Tensor, positive: list, latent: dict, seed: int, callback=None
-) -> dict:  # fmt: skip
+    model: ModelPatcher,
+    sigmas: torch.Tensor,
+    positive: list,
+    latent: dict,
+    seed: int,
+    callback=None,
+    negative: list | None = None,
+) -> dict:
     """Sample `latent` without CFG, with the noise a KSampler draws for the same seed.
 
     Args:
@@ -75,20 +91,37 @@ def sample(
         positive: ComfyUI's CONDITIONING.
         latent: a LATENT: samples [batch, channels, height, width], and maybe noise_mask and batch_index.
         callback: called with (step, x0, x, total_steps) after every step.
+        negative: what patches of the model that read the unconditional get, as from a KSampler at CFG 1; None for the
+            positive again, which leaves the picture as it is.
 
     Returns:
         The LATENT with new samples in fp32.
-    """
-    downscale = {key: latent[key] for key in ("downscale_ratio_spacial", "downscale_ratio_temporal") if key in latent}
-    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"], **downscale)
-    noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
 
-    guider = comfy.samplers.CFGGuider(model)
-    guider.inner_set_conds({"positive": positive})
+    Raises:
+        ValueError: the latent or the positive does not fit the model; one sentence that names it.
+    """
+    downscale = {key: latent[key] for key in DOWNSCALES if key in latent}
+    known = inspect.signature(comfy.sample.fix_empty_latent_channels).parameters  # older cores know none of them
+    with fitting(latent["samples"]):
+        samples = comfy.sample.fix_empty_latent_channels(
+            model, latent["samples"], **{key: value for key, value in downscale.items() if key in known}
+        )
+    check_size(samples, model.get_model_object("latent_format"))
+    check_places("positive", positive, samples[:, :1])
+    positive = [[dense(embedding), *more] for embedding, *more in positive]
+    noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
+    if samples.dtype == torch.float16:  # older cores sample in it, and end in NaN
+        samples, noise = samples.float(), noise.float()
+
+    guider = _Guider(model)
+    conds = {"positive": positive}
+    if reads_unconditional(model):
+        conds["negative"] = negative or [[text, more | {"prompt_type": "positive"}] for text, more, *_ in positive]
+    guider.inner_set_conds(conds)
     samples = guider.sample(
         noise,
         samples,
-        comfy.samplers.sampler_object(model.get_model_object("model_sampling").preset.sampler),
+        comfy.samplers.sampler_object(model.get_model_object("model_sampling").sampler),
         sigmas,
         denoise_mask=latent.get("noise_mask"),
         callback=callback,
@@ -99,12 +132,46 @@ def sample(
     return {key: value for key, value in latent.items() if key not in downscale} | {"samples": samples}
 
 
-def check_latent(latent: dict) -> None:
-    """Raise ValueError, one sentence, unless there is a picture to sample."""
-    samples = latent.get("samples")
-    if not torch.is_tensor(samples) or samples.ndim < 4 or 0 in samples.shape:
-        size = f"of size {' x '.join(map(str, samples.shape))}" if torch.is_tensor(samples) else "without samples"
-        raise ValueError(f"The latent_image is {size}: connect an Empty Latent Image at least 16 pixels wide and high.")
+class _Guider(comfy.samplers.CFGGuider):
+    """At CFG 1; names the positive where ComfyUI fails before the network was called."""
+
+    called = False
+
+    def predict_noise(self, *args, **kwargs):
+        self.called = True
+        return super().predict_noise(*args, **kwargs)
+
+    def sample(self, *args, **kwargs):
+        try:
+            return super().sample(*args, **kwargs)
+        except UNREADABLE as error:
+            if self.called:
+                raise
+            raise cannot_be_read("positive", error) from error
+
+
+def reads_unconditional(model: ModelPatcher) -> bool:
+    """Whether patches of the model say that they read it, as Self-Attention Guidance does, or may change the CFG."""
+    flag = model.model_options.get("disable_cfg1_optimization", False)
+    return bool(flag or model.get_all_wrappers(WrappersMP.PREDICT_NOISE))
+
+
+def _lowest_start(preset: Preset) -> float:
+    return min(preset.noise_levels[-1], *preset.image_starts, 1000)
+
+
+def _too_low(model: ModelPatcher, preset: Preset, strength: float) -> str:
+    """The sentence for a denoise under every start of a preset, which names what works."""
+    lowest, backbone = _lowest_start(preset), backbone_of(model)
+    able = [
+        name for name, row in usable_presets()[0].items()
+        if backbone in row.backbones and _lowest_start(row) <= 1000 * strength
+    ]  # fmt: skip
+    other = f", or load a model that starts lower and choose its preset: {', '.join(able[:9])}" if able else ""
+    return (
+        f"denoise is {strength:g}, but the preset {preset.name} starts no lower than {lowest / 1000:g}: "
+        f"raise denoise to {math.ceil(lowest / 10) / 100:g}{other}."
+    )
 
 
 def check_fit(model: ModelPatcher, preset: Preset) -> None:
@@ -120,17 +187,23 @@ def check_fit(model: ModelPatcher, preset: Preset) -> None:
         others = listed(name for name, row in usable_presets()[0].items() if backbone in row.backbones)
         remedy = f"choose auto or one of {others}" if others else "choose another model, since no preset is for it"
         raise ValueError(f"The preset {quoted(preset.name)} is for {wanted}, but the model is {called}: {remedy}.")
+    if stated := contradiction(model, preset):
+        raise ValueError(
+            f"The preset {quoted(preset.name)} is for a whole model that predicts {preset.prediction}, "
+            f"but this model's file says that it predicts {stated}: choose auto, or the preset of the LoRA on it."
+        )
 
 
 def _sampling(model: ModelPatcher, preset: Preset) -> PresetSampling:
-    base = model.model
-    if not preset.is_flow:
-        return _on_schedule(preset, base.model_config)
+    base, sampling = model.model, base_sampling(model)
+    if preset.follows_base or not preset.is_flow:
+        return _on_schedule(preset, sampling, base.model_config)
     is_trained_so = base.model_type in (ModelType.FLOW, ModelType.FLUX)
     own = 1.0 if base.model_type == ModelType.FLUX else base.model_config.sampling_settings.get("multiplier", 1000)
-    return PREDICTIONS[preset.prediction](preset, own if is_trained_so else 1000)
+    return PREDICTIONS[preset.prediction](preset, sampling, own if is_trained_so else 1000)
 
 
 @functools.lru_cache(maxsize=8)  # the tables take over a millisecond, and nobody writes to them
-def _on_schedule(preset: Preset, model_config) -> PresetSampling:
-    return PREDICTIONS[preset.prediction](preset, model_config)
+def _on_schedule(preset: Preset, base: torch.nn.Module, model_config) -> PresetSampling:
+    kind = with_formula(formula_of(base)) if preset.follows_base else PREDICTIONS[preset.prediction]
+    return kind(preset, base, model_config)

@@ -70,6 +70,8 @@ def pack():
         "blocks": ".nodes.guidance.blocks",
         "prompt": ".nodes.guidance.prompt",
         "kept": ".nodes.guidance.kept",
+        "regions": ".nodes.guidance.regions",
+        "conditioning": ".nodes.guidance.conditioning",
         "grid": ".nodes.guidance.layouts.grid",
         "presets": ".nodes.sampling.presets",
         "one_step": ".nodes.sampling.one_step",

@@ -14,6 +14,10 @@ A layout is a module with these functions:
     spread(model, x, map, conds)    a map [batch, 1, (frames,) height, width] over latents x as the layers read it;
                                     conds is what else the model gets in this call
 
+and, where patches of other nodes change the text on its way to the layers,
+
+    patched(text, options)          text as they leave it, by the call's transformer_options; keys_values gets that
+
 and TEXT_CHANGES_WITH_TIME, whether `text` reads the timestep, and NEEDS, what a CONDITIONING has to carry beside its
 embedding.
 """

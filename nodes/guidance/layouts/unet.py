@@ -54,8 +54,39 @@ def text(unet, conds, timestep):
     return conds["c_crossattn"]
 
 
+def patched(text, options):
+    """[batch, 2, tokens, width], for K and for V, where an attn2_patch changes them as a hypernetwork does; else text.
+
+    Other such patches, as NegPip's or attention couple's, are about the prompt that they were made with.
+    """
+    keys = values = text
+    for patch in options.get("patches", {}).get("attn2_patch", ()):
+        keys, values = _of_every_token(patch, keys, values, options) or (keys, values)
+    return text if keys is text and values is text else torch.stack([keys, values], dim=1)
+
+
+def _of_every_token(patch, keys, values, options):
+    """What an attn2_patch makes of K's and V's text; None unless it changes each token by itself."""
+
+    def apply(*texts):
+        q = keys.new_zeros(keys.shape[0], 1, keys.shape[2])
+        return patch(q, *texts, options | {"cond_or_uncond": [1]})[1:]
+
+    try:
+        changed = apply(keys, values)
+        mirrored = apply(*(torch.cat([part, part.flip(1)], dim=1) for part in (keys, values)))
+    except Exception:  # it needs more than texts
+        return None
+    parts = list(zip((keys, values), changed, mirrored, strict=True))
+    if not all(new.shape == old.shape and twice.shape[1] == 2 * old.shape[1] for old, new, twice in parts):
+        return None
+    alone = all(torch.allclose(twice, torch.cat([new, new.flip(1)], 1), 1e-2, 1e-3) for _, new, twice in parts)
+    return changed if alone and not all(torch.equal(new, old) for old, new, _ in parts) else None
+
+
 def keys_values(layer, text):
-    return layer.attention.to_k(text), layer.attention.to_v(text)
+    keys, values = text.unbind(1) if text.ndim == 4 else (text, text)
+    return layer.attention.to_k(keys), layer.attention.to_v(values)
 
 
 def forwards(layer):

@@ -98,15 +98,18 @@ def test_negative_is_the_patch(pack, model, text, run):
     assert (steered - plain).abs().max() > 0.05
 
 
-def test_preset_holds_on_a_patched_model(model, text, run):
+def test_a_preset_for_a_whole_model_holds_on_a_patched_model(pack, model, text, run):
     """Whatever ModelSampling patch the model carries, the preset's own prediction, timestep and noise are used."""
     from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 
     latent = {"samples": torch.zeros(1, 4, 8, 8)}
     (patched,) = ModelSamplingDiscrete().patch(model, "v_prediction", True)
-    for preset in ("sd", "snoopi-shapes"):
+    for preset in ("dmd2-sd15", "snoopi-shapes", "instaflow"):
         assert torch.equal(run(patched, text(1), latent, preset=preset)["samples"],
                            run(model, text(1), latent, preset=preset)["samples"])  # fmt: skip
+    with torch.inference_mode():
+        told = pack.one_step_sampler.SNOOPIOneStepSampler.execute(patched, text(1), latent, 1, "dmd2-sd15").args[1]
+    assert "The ModelSampling node before it is put aside: the file fixes what it predicts." in told
 
 
 @pytest.mark.parametrize("preset", ["sd", "sid-lsg", "instaflow", "hyper-sd-1step-lora", "yoso-sd15-2step", "lcm"])
@@ -151,3 +154,95 @@ def test_model_stays_unpatched(model, text, run):
     sampling = model.get_model_object("model_sampling")
     run(model, text(1), {"samples": torch.zeros(1, 4, 8, 8)}, preset="snoopi-shapes")
     assert model.get_model_object("model_sampling") is sampling and not model.object_patches
+
+
+def one_step_ksampler(model, preset_model, positive, negative, latent, seed=5):
+    import nodes
+
+    with torch.inference_mode():
+        (out,) = nodes.common_ksampler(preset_model, seed, 1, 1.0, "euler", "simple", positive, negative, latent)
+    return out["samples"]
+
+
+def sag(model):
+    return companions.core(companions.sag.SelfAttentionGuidance, model, 0.5, 2.0)
+
+
+def reads_uncond(model):
+    """A patch of another pack: half of the way from the unconditional."""
+    model = model.clone()
+    model.set_model_sampler_post_cfg_function(
+        lambda args: args["denoised"] + 0.5 * (args["denoised"] - args["uncond_denoised"]),
+        disable_cfg1_optimization=True,
+    )
+    return model
+
+
+def cfg_override(model, cfg=2.0):
+    """The core's CFG Override, which older cores lack."""
+    import comfy_extras.nodes_custom_sampler as samplers
+    from comfy.patcher_extension import WrappersMP
+
+    if hasattr(samplers, "CFGOverride"):
+        return samplers.CFGOverride.execute(model, cfg, 0.0, 1.0).args[0]
+    model = model.clone()
+
+    def override(executor, *args, **kwargs):
+        guider = executor.class_obj
+        before, guider.cfg = guider.cfg, cfg
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            guider.cfg = before
+
+    model.add_wrapper(WrappersMP.PREDICT_NOISE, override)
+    return model
+
+
+@pytest.mark.parametrize("nasa_too", [False, True])
+@pytest.mark.parametrize("patch", [sag, reads_uncond, cfg_override])
+def test_nodes_that_read_the_uncond_get_what_a_ksampler_gives(pack, model, text, run, patch, nasa_too):
+    """The same negative, the same picture, at CFG 1."""
+    latent, negative = {"samples": torch.zeros(2, 4, 16, 16)}, text(2)
+    patched = patch(model)
+    out = run(patched, text(1), latent, negative=negative, alpha=0.4 if nasa_too else 0.0)["samples"]
+    stock = pack.nasa_patch.NASACrossAttentionPatch.execute(patched, negative, 0.4, 0.0, 1.0).args[0]
+    expected = one_step_ksampler(model, stock if nasa_too else patched, text(1), negative, latent)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-4)
+    assert (out - run(model, text(1), latent)["samples"]).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("patch", [sag, reads_uncond, cfg_override])
+def test_nodes_that_read_the_uncond_without_a_negative(pack, model, text, run, patch):
+    """They get the positive: the picture stays, where it was doubled, and SAG finds something to read."""
+    latent = {"samples": torch.zeros(2, 4, 16, 16)}
+    out = run(patch(model), text(1), latent)["samples"]
+    if patch is sag:
+        expected = one_step_ksampler(model, patch(model), text(1), text(1), latent)
+    else:
+        expected = run(model, text(1), latent)["samples"]
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-3)
+    steered = pack.nasa_patch.NASACrossAttentionPatch.execute(model, text(2), 0.4, 0.0, 1.0).args[0]
+    if patch is not sag:
+        both = run(patch(steered), text(1), latent)["samples"]
+        torch.testing.assert_close(both, run(steered, text(1), latent)["samples"], rtol=1e-4, atol=1e-3)
+
+
+def test_the_node_says_what_stands_in_for_the_negative(pack, model, text):
+    execute, latent = pack.one_step_sampler.SNOOPIOneStepSampler.execute, {"samples": torch.zeros(1, 4, 16, 16)}
+    said = "No negative is connected: patches of the model that want one get the positive."
+    with torch.inference_mode():
+        assert said in execute(sag(model), text(1), latent, 1, "sd").args[1]
+        assert said not in execute(sag(model), text(1), latent, 1, "sd", text(2)).args[1]
+        assert said not in execute(model, text(1), latent, 1, "sd").args[1]
+
+
+def test_no_second_pass_where_nobody_reads_the_uncond(model, text, run, calls):
+    latent = {"samples": torch.zeros(2, 4, 8, 8)}
+    for inputs in ({}, {"negative": text(2), "alpha": 0.4}, {"negative": text(2), "alpha": 0.0}):
+        with calls(model) as sizes:
+            run(model, text(1), latent, preset="lcm", **inputs)
+        assert sizes == [2] * 4
+    with calls(model) as sizes:
+        run(reads_uncond(model), text(1), latent, preset="lcm", negative=text(2))
+    assert sizes == [4] * 4

@@ -50,6 +50,78 @@ def test_image_to_image(model, text, run, network_inputs, preset, denoise, times
         torch.testing.assert_close(received[0][0], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("denoise, start", [(0.99, 749), (0.75, 749), (0.5, 499), (0.499, 499), (0.25, 249)])
+@pytest.mark.parametrize("preset, family", [("sdxl-turbo", "SDXL"), ("sd-turbo", "SD 2.1")])
+def test_turbo_changes_a_picture_as_its_card_does(models, run, network_inputs, preset, family, denoise, start):
+    """2 steps at strength 0.5 are 999 and 499, of which the second is left: x0 from add_noise at 499, in one step."""
+    model = models[family]
+    width = model.model.model_config.unet_config["context_dim"]
+    text = [[torch.randn(1, 77, width), {"pooled_output": torch.randn(1, 1280)}]]
+    image, received, predicted = torch.linspace(-4, 4, 256).view(1, 4, 8, 8), [], []
+    handles = [
+        network_inputs(model, received),
+        model.model.diffusion_model.register_forward_hook(lambda *args: predicted.append(args[-1])),
+    ]
+    out = run(model, text, {"samples": image}, preset=preset, denoise=denoise)["samples"]
+    for handle in handles:
+        handle.remove()
+    ((x_in, t),), (eps,) = received, predicted
+    assert t.tolist() == [start]
+    z, scale, acp_t = comfy.sample.prepare_noise(image, 5), model.model.latent_format.scale_factor, float(acp(start))
+    torch.testing.assert_close(x_in, acp_t**0.5 * image * scale + (1 - acp_t) ** 0.5 * z, rtol=1e-4, atol=1e-5)
+    x0 = (x_in - (1 - acp_t) ** 0.5 * eps) / acp_t**0.5 / scale
+    torch.testing.assert_close(out, x0, rtol=1e-3, atol=1e-3)
+
+
+def test_turbo_from_nothing_is_as_before(sampling, models):
+    patched = sampling.one_step.with_preset(models["SDXL"], sampling.presets.find_preset("sdxl-turbo"))
+    model, sigmas = sampling.one_step.steps(patched)
+    assert model is patched and len(sigmas) == 2
+    assert patched.get_model_object("model_sampling").timestep(sigmas[:1]).tolist() == [999]
+
+
+def test_too_low_a_denoise_names_what_works(sampling, models):
+    """A preset for this kind of model that starts low enough, each of which does."""
+    every = sampling.presets.read_presets()
+    for family, backbone in (("SD 1.5", "SD 1.x"), ("SD 2.1", "SD 2.x"), ("SDXL", "SDXL")):
+        for name, row in every.items():
+            if backbone not in row.backbones:
+                continue
+            patched = sampling.one_step.with_preset(models[family], row)
+            for denoise in (0.05, 0.3, 0.5, 0.99):
+                try:
+                    assert len(sampling.one_step.steps(patched, denoise)[1]) > 1
+                    continue
+                except ValueError as error:
+                    sentence = str(error)
+                assert sentence.startswith(f"denoise is {denoise:g}, but the preset {name} starts no lower than ")
+                raised = float(sentence.split("raise denoise to ")[1].split(",")[0].removesuffix("."))
+                assert len(sampling.one_step.steps(patched, raised)[1]) > 1 and len(sentence) < 600
+                others = sentence.split("choose its preset: ")[1:]
+                for other in others[0].removesuffix(".").split(", ") if others else ():
+                    assert other != name and backbone in every[other].backbones
+                    other = sampling.one_step.with_preset(models[family], every[other])
+                    assert len(sampling.one_step.steps(other, denoise)[1]) > 1
+                assert others or denoise == 0.05
+
+
+def test_image_to_image_of_turbo_by_stock_nodes(sampling, models, run):
+    """Scheduler and Model Sampling of ours give what the sampler gives."""
+    model = models["SDXL"]
+    text = [[torch.randn(1, 77, 40), {"pooled_output": torch.randn(1, 1280)}]]
+    image = torch.linspace(-4, 4, 256).view(1, 4, 8, 8)
+    patched = sampling.model_sampling_node.SNOOPIModelSampling.execute(model, "sdxl-turbo").args[0]
+    sigmas = sampling.scheduler_node.SNOOPIOneStepScheduler.execute(model, "sdxl-turbo", 0.5).args[0]
+    guider = comfy.samplers.CFGGuider(patched)
+    guider.set_conds(text, text)
+    with torch.inference_mode():
+        out = guider.sample(
+            comfy.sample.prepare_noise(image, 5), image, comfy.samplers.sampler_object("euler"), sigmas, seed=5
+        )
+    expected = run(model, text, {"samples": image}, preset="sdxl-turbo", denoise=0.5)["samples"]
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_image_to_image_of_a_flow_model(narrow_model, run, network_inputs):
     model = narrow_model("FLUX.1")
     text = [[torch.randn(1, 9, 32), {"pooled_output": torch.randn(1, 32)}]]
@@ -97,8 +169,9 @@ def test_informed_start_is_over_the_pictures(sampling):
 def test_all_schedulers_start_where_the_preset_does(sampling, model):
     for preset in ("dmd2-sdxl-4step", "sid-lsg", "instaflow", "lcm"):
         row = sampling.presets.find_preset(preset)
+        base = model.model.model_sampling
         table = sampling.parameterization.PREDICTIONS[row.prediction](
-            row, 1000 if row.is_flow else model.model.model_config
+            row, base, 1000 if row.is_flow else model.model.model_config
         )
         assert torch.equal(table.timestep(table.listed_sigmas()).float(), torch.tensor(row.timesteps).float())
         steps = len(row.timesteps)

@@ -1,0 +1,25 @@
+"""Checks of inputs that come over a link or from an API client, and so may be anything whatever their type says."""
+
+import reprlib
+
+from comfy.model_patcher import ModelPatcher
+
+
+def check_model(model: object) -> None:
+    """Raise ValueError, one sentence, unless it is a model."""
+    if not isinstance(model, ModelPatcher):
+        what = "empty" if model is None else f"no model but of type {type(model).__name__}"
+        raise ValueError(f"The input model is {what}: connect a node that loads a model to it.")
+
+
+def check_numbers(**inputs: object) -> None:
+    """Raise ValueError, one sentence that names the input, unless all are numbers."""
+    for name, value in inputs.items():
+        if isinstance(value, str) or not hasattr(value, "__float__"):
+            raise ValueError(f"{name} is {reprlib.repr(value)}: give it a number.")
+
+
+def check_seed(seed: float) -> None:
+    """Raise ValueError, one sentence, unless it is a whole number of 64 bits."""
+    if not 0 <= seed < 1 << 64 or int(seed) != seed:
+        raise ValueError(f"seed is {reprlib.repr(seed)}: give a whole number from 0 to {(1 << 64) - 1}.")

@@ -1,0 +1,108 @@
+"""Checks of a LATENT before any sampling starts."""
+
+import math
+import operator
+import reprlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+REMEDY = "connect an Empty Latent Image, or a VAE Encode of a picture"
+MOST_PICTURES = 1 << 16
+DOWNSCALES = ("downscale_ratio_spacial", "downscale_ratio_temporal")
+
+
+def checked_latent(latent: object) -> dict:
+    """A LATENT with samples and mask in dtypes that can be sampled.
+
+    Raises:
+        ValueError: it is none, or cannot be sampled by any model; one sentence that names the input and the remedy.
+    """
+    if not isinstance(latent, dict):
+        what = "empty" if latent is None else f"no latent but of type {type(latent).__name__}"
+        raise ValueError(f"The latent_image is {what}: {REMEDY}.")
+    samples = latent.get("samples")
+    if not torch.is_tensor(samples):
+        raise ValueError(f"The latent_image is without samples: {REMEDY}.")
+    if samples.ndim < 4 or 0 in samples.shape:
+        size = " x ".join(map(str, samples.shape))
+        raise ValueError(
+            f"The latent_image is of size {size}: connect an Empty Latent Image at least 16 pixels wide and high."
+        )
+    checked = {**latent, "samples": _numbers("latent_image", samples)}
+    if latent.get("noise_mask") is not None:
+        checked["noise_mask"] = _checked_mask(latent["noise_mask"])
+    if latent.get("batch_index") is not None:
+        _check_batch_index(latent["batch_index"], samples.shape[0])
+    for name in DOWNSCALES:
+        value = latent.get(name)
+        if value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
+            raise ValueError(f"The latent_image has {reprlib.repr(value)} as its {name}: {REMEDY}.")
+    return checked
+
+
+@contextmanager
+def fitting(samples: torch.Tensor) -> Iterator[None]:
+    """Raise ValueError, one sentence, where ComfyUI fails to bring an empty latent into the model's size."""
+    try:
+        yield
+    except (RuntimeError, ValueError, ZeroDivisionError, OverflowError) as error:
+        size = " x ".join(map(str, samples.shape))
+        raise ValueError(f"The latent_image, of size {size}, does not fit this model: {REMEDY} of its kind.") from error
+
+
+def check_size(samples: torch.Tensor, latent_format) -> None:
+    """Raise ValueError, one sentence, unless samples fit the model's format.
+
+    Args:
+        samples: [batch, channels, (frames,) height, width].
+        latent_format: ComfyUI's, of the model.
+    """
+    dimensions, channels = latent_format.latent_dimensions, latent_format.latent_channels
+    if samples.ndim != 2 + dimensions:
+        size = " x ".join(map(str, samples.shape))
+        kind = "pictures" if dimensions == 2 else "videos" if dimensions == 3 else "sounds"
+        raise ValueError(
+            f"The latent_image is of size {size}, but this model makes {kind}: {REMEDY} by this model's VAE."
+        )
+    if samples.shape[1] != channels:
+        raise ValueError(
+            f"The latent_image has {samples.shape[1]} channels, but this model works with {channels}: "
+            f"encode the picture with the VAE that belongs to the model."
+        )
+
+
+def _numbers(what: str, tensor: torch.Tensor) -> torch.Tensor:
+    """It as dense floating-point numbers of 16 bits or more, as they are where they are such."""
+    if tensor.is_meta or tensor.is_complex():
+        raise ValueError(f"The {what} holds no real numbers: {REMEDY}.")
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
+    if not tensor.is_floating_point() or tensor.dtype.itemsize == 1:
+        tensor = tensor.float()
+    if not torch.isfinite(tensor).all():
+        raise ValueError(
+            f"The {what} holds NaN or infinite numbers: make it again, with the VAE in fp32 if it stays so."
+        )
+    return tensor
+
+
+def _checked_mask(mask: object) -> torch.Tensor:
+    if not torch.is_tensor(mask) or mask.ndim < 2 or 0 in mask.shape:
+        kind = " x ".join(map(str, mask.shape)) if torch.is_tensor(mask) else type(mask).__name__
+        raise ValueError(f"The noise mask of latent_image is no picture ({kind}): use Set Latent Noise Mask.")
+    return _numbers("noise mask of latent_image", mask)
+
+
+def _check_batch_index(index: object, batch: int) -> None:
+    try:
+        numbers = [operator.index(number) for number in index]
+    except TypeError:
+        numbers = []
+    # ComfyUI draws the noise of every picture up to the last one, and makes a batch of one picture as many as these.
+    if not numbers or len(numbers) != batch > 1 or not all(0 <= number < MOST_PICTURES for number in numbers):
+        raise ValueError(
+            f"The batch_index of latent_image is {reprlib.repr(index)}, which does not number its {batch} pictures: "
+            f"use Latent From Batch to take some of a batch."
+        )
