@@ -2,9 +2,9 @@
 
 from comfy_api.latest import io, ui
 
-from .preset_choice import HIDDEN, preset_input, show
+from .preset_choice import HIDDEN, preset_input, show, tables_now
 from .quoting import printable_errors
-from .sampling.load import load, model_names
+from .sampling.load import load, model_names, stamp_of
 from .schema import schema
 
 
@@ -38,6 +38,10 @@ class SNOOPICheckpointLoader(io.ComfyNode):
             ],
             hidden=HIDDEN,
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, model_name, **inputs) -> str:
+        return f"{stamp_of(model_name)} {tables_now()}"
 
     @classmethod
     @printable_errors

@@ -3,9 +3,10 @@
 from comfy_api.latest import io, ui
 
 from .connected import check_model
-from .preset_choice import HIDDEN, preset_for, preset_input, show
+from .preset_choice import HIDDEN, preset_for, preset_input, show, tables_now
 from .quoting import printable_errors
 from .sampling.one_step import with_preset
+from .sampling.saved import saying
 from .schema import schema
 
 
@@ -33,12 +34,18 @@ class SNOOPIModelSampling(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, **inputs) -> str:
+        return tables_now()
+
+    @classmethod
     @printable_errors
     def execute(cls, model, preset) -> io.NodeOutput:
         check_model(model)
         choice = preset_for(cls, model, preset)
         taken = choice.preset
+        model = with_preset(model, taken)
         count = "1 step" if len(taken.timesteps) == 1 else f"{len(taken.timesteps)} steps"
-        info = f"{choice.sentence} Set the KSampler to {count}, CFG {taken.cfg:g}, {taken.sampler}, simple."
+        sampler = model.get_model_object("model_sampling").sampler
+        info = f"{choice.sentence} Set the KSampler to {count}, CFG {taken.cfg:g}, {sampler}, simple."
         info = show(cls, info)
-        return io.NodeOutput(with_preset(model, taken), info, ui=ui.PreviewText(info))
+        return io.NodeOutput(saying(model, taken) if choice.known else model, info, ui=ui.PreviewText(info))

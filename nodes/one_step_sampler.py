@@ -10,7 +10,7 @@ from .guidance.kept import kept_for_clones
 from .guidance.layouts import text_width
 from .guidance.payload import patch
 from .nasa_patch import ALPHA_TOOLTIP
-from .preset_choice import HIDDEN, preset_for, preset_input, show
+from .preset_choice import HIDDEN, preset_for, preset_input, show, tables_now
 from .quoting import printable_errors
 from .sampling.detect import alpha_of
 from .sampling.latent import checked_latent
@@ -83,6 +83,10 @@ class SNOOPIOneStepSampler(io.ComfyNode):
             ],
             hidden=HIDDEN,
         )  # fmt: skip
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs) -> str:
+        return tables_now()
 
     @classmethod
     @printable_errors

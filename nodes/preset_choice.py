@@ -9,10 +9,11 @@ from comfy_api.latest import io
 
 from .quoting import sentence, shown
 from .sampling.detect import AUTO, Choice, choose
-from .sampling.files import files_of
-from .sampling.presets import usable_presets
+from .sampling.files import stamp
+from .sampling.origin import origin_of
+from .sampling.presets import PATH, usable_presets, user_path
 
-HIDDEN = [io.Hidden.prompt, io.Hidden.dynprompt, io.Hidden.unique_id]
+HIDDEN = [io.Hidden.dynprompt, io.Hidden.unique_id]
 
 
 def preset_input() -> io.Combo.Input:
@@ -32,13 +33,18 @@ def preset_input() -> io.Combo.Input:
 
 
 def preset_for(node: type[io.ComfyNode], model: ModelPatcher, name: str) -> Choice:
-    """The preset a node was asked for; `auto` also looks at the files in the graph before it.
+    """The preset a node was asked for; `auto` also looks at the graph before it.
 
     Raises:
         ValueError: there is no such preset, or none fits the model.
     """
-    prompt, node_id = (node.hidden.prompt, node.hidden.unique_id) if node.hidden else (None, None)
-    return choose(model, name, files_of(model, prompt, node_id) if name == AUTO else [])
+    graph, node_id = (node.hidden.dynprompt, node.hidden.unique_id) if node.hidden else (None, None)
+    return choose(model, name, origin_of(model, graph, node_id) if name == AUTO else None)
+
+
+def tables_now() -> str:
+    """What differs once a table of presets is edited, for the nodes' fingerprints."""
+    return str([stamp(str(path)) for path in (PATH, user_path())])
 
 
 def show(node: type[io.ComfyNode], text: str) -> str:

@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from .connected import check_model, check_numbers
-from .preset_choice import HIDDEN, preset_for, preset_input, show
+from .preset_choice import HIDDEN, preset_for, preset_input, show, tables_now
 from .quoting import printable_errors
 from .sampling.one_step import steps, with_preset
 from .schema import schema
@@ -37,6 +37,10 @@ class SNOOPIOneStepScheduler(io.ComfyNode):
             outputs=[io.Sigmas.Output(display_name="SIGMAS", tooltip="The noise level of every step, the last 0.")],
             hidden=HIDDEN,
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs) -> str:
+        return tables_now()
 
     @classmethod
     @printable_errors

@@ -39,5 +39,6 @@ def server(base, untrained_checkpoint):
     folder.mkdir(parents=True)
     for name in (CHECKPOINT, PUBLISHED):
         (folder / name).symlink_to(untrained_checkpoint)
-    with serve(base, nodes=(PACK / "tests" / "comfyui" / "other_width",)) as client:
+    nodes = tuple(PACK / "tests" / "comfyui" / name for name in ("other_width", "graph_nodes"))
+    with serve(base, nodes=nodes) as client:
         yield client

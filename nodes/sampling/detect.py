@@ -8,14 +8,15 @@ from dataclasses import dataclass
 
 from comfy.model_patcher import ModelPatcher
 
-from ..quoting import listed, quoted
+from ..quoting import as_written, listed, quoted
 from .backbones import BACKBONES, backbone_of
-from .files import ModelFile
+from .base import contradiction, on_base, put_aside
+from .files import FORMAT, PREFIX, ModelFile
+from .origin import Origin, origin_of
 from .parameterization import PresetSampling
 from .presets import Preset, all_presets, changed, find_preset, usable_presets
 
 AUTO = "auto"
-PREFIX = "snoopi."
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
 
@@ -23,12 +24,14 @@ PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 class Choice:
     """The preset taken, and why, as the end of a sentence; `known` is False for the last resort.
 
+    notes: whole sentences on what a file says but cannot be followed.
     trouble: what is wrong with the user's own table, which nothing was taken from.
     """
 
     preset: Preset
     reason: str
     known: bool = True
+    notes: tuple[str, ...] = ()
     trouble: str = ""
 
     @property
@@ -41,47 +44,74 @@ class Choice:
             text += f" Made for {preset.resolution} px."
         if preset.cfg != 1:
             text += f" Its authors add CFG {preset.cfg:g}: SNOOPI Model Sampling and a KSampler can do that."
-        return f"{text} None of your own presets can be used: {self.trouble}" if self.trouble else text
+        trouble = [f"None of your own presets can be used: {self.trouble}"] if self.trouble else []
+        return " ".join([text, *self.notes, *trouble])
 
 
-def choose(model: ModelPatcher, name: str, files: list[ModelFile] = ()) -> Choice:
-    """The preset called `name`, or for `auto` the one that fits.
+def choose(model: ModelPatcher, name: str, origin: Origin | None = None) -> Choice:
+    """The preset called `name`, or for `auto` the one that fits, with what the model itself predicts.
 
     Args:
-        files: what the model was made of, the nearest first.
+        origin: what the model was made of; None for what it says itself.
 
     Raises:
         ValueError: there is no such preset, none fits the model, or what the file says of itself makes no sense.
     """
+    choice = _chosen(model, name, origin)
+    notes = list(choice.notes)
+    preset = on_base(model, choice.preset)
+    if preset != choice.preset:
+        notes.append(f"It follows the model it runs on, which predicts {preset.prediction}.")
+    elif put_aside(model, preset):
+        notes.append("The ModelSampling node before it is put aside: the file fixes what it predicts.")
+    return dataclasses.replace(choice, preset=preset, notes=tuple(notes))
+
+
+def _chosen(model: ModelPatcher, name: str, origin: Origin | None) -> Choice:
     if name != AUTO:
         return Choice(find_preset(name), "as chosen", trouble=usable_presets()[1])
     set_before = model.object_patches.get("model_sampling")
     if isinstance(set_before, PresetSampling):
         return Choice(set_before.preset, "set by SNOOPI Model Sampling")
 
+    origin = origin or origin_of(model)
+    told = {file: _told(model, file) for file in (*origin.loras, *origin.bases) if file}
+    notes = tuple(dict.fromkeys(note for choice in told.values() for note in choice.notes))
+    taken = [told[file] for file in origin.loras if told[file].known][:1]
+    if not taken and not origin.unknown_lora:
+        ways = [told[file] if file else UNKNOWN for file in origin.bases]
+        taken = ways[:1] if all(way.known and way.preset == ways[0].preset for way in ways) else []
+    if taken:
+        return dataclasses.replace(taken[0], notes=notes)
+
     backbone = backbone_of(model)
-    for file in files:
-        described = _described(file, backbone)
-        if described is not None:
-            return Choice(described, f"the file {quoted(file.name)} says so itself")
-    for file in files:
-        named = preset_by_file_name(file.name, backbone)
-        if named is not None:
-            return Choice(named, f"by the name of the file {quoted(file.name)}")
     if backbone is None:
         raise ValueError(
             f"The model ({type(model.model).__name__}) is of a family that no preset is for: "
             f"choose a model of {', '.join(BACKBONES)}, or write a row of your own."
         )
     fallback = all_presets()[BACKBONES[backbone].fallback]
-    if backbone == "FLUX.1" and not model.model.model_config.unet_config.get("guidance_embed", False):
-        return Choice(fallback, "the network has the structure of FLUX.1 schnell")
-    return Choice(
-        fallback,
-        f"neither the file nor its name tells what the model is, so it is run as {backbone} models usually are; "
-        f"choose a preset if the picture is poor",
-        known=False,
-    )
+    doubt = _doubt(origin, told)
+    if backbone == "FLUX.1" and not doubt and not model.model.model_config.unet_config.get("guidance_embed", False):
+        return Choice(fallback, "the network has the structure of FLUX.1 schnell", notes=notes)
+    doubt = doubt or "neither the file nor its name tells what the model is"
+    reason = f"{doubt}, so it is run as {backbone} models usually are; choose a preset if the picture is poor"
+    return Choice(fallback, reason, known=False, notes=notes)
+
+
+def _doubt(origin: Origin, told: dict[ModelFile, Choice]) -> str:
+    """Why it cannot be known which preset fits, although a file tells of one; empty if none does."""
+    names = [quoted(file.name) if file else "one that the graph does not name" for file in origin.bases]
+    if len(set(names)) > 1 and any(choice.known for choice in told.values()):
+        several = ", ".join(dict.fromkeys(names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        return f"auto cannot know which of several models it is ({several})"
+    if origin.unknown_lora:
+        return "auto cannot know what a LoRA is for that acts on the model, since its file is not named in the graph"
+    return ""
+
+
+#: What a file tells that tells nothing.
+UNKNOWN = Choice(Preset("", "eps", ()), "", known=False)
 
 
 def preset_by_file_name(name: str, backbone: str | None) -> Preset | None:
@@ -103,13 +133,57 @@ def alpha_of(choice: Preset, model: ModelPatcher) -> float:
     return choice.alpha if choice.alpha is not None else BACKBONES[backbone].alpha if backbone else 0.5
 
 
-def _described(file: ModelFile, backbone: str | None) -> Preset | None:
-    """The preset that a file exported by our trainer describes: a row by name, and what it says beyond that."""
+def _told(model: ModelPatcher, file: ModelFile) -> Choice:
+    """The preset that a file says or has in its name; not known if neither."""
+    if file.chosen is not None:
+        return Choice(find_preset(file.chosen), "as chosen in the SNOOPI Checkpoint Loader")
+    backbone = backbone_of(model)
+    described, note = _described(file, backbone)
+    notes = [note] if note else []
+    if file.changed:
+        notes.append(
+            f"The file {quoted(file.name)} has changed since it was loaded: to load it anew, free ComfyUI's cache."
+        )
+    named = preset_by_file_name(file.name, backbone)
+    for preset, reason in (
+        (
+            described,
+            f"the file {quoted(file.name)} says so itself"
+            if not note
+            else f"by what else the file {quoted(file.name)} says",
+        ),
+        (named, f"by the name of the file {quoted(file.name)}"),
+    ):
+        stated = contradiction(model, preset) if preset else None
+        if stated:
+            notes.append(
+                f"The preset {preset.name} is not for a model that predicts {stated}, which {quoted(file.name)} is."
+            )
+        elif preset:
+            return Choice(preset, reason, notes=tuple(notes))
+    return dataclasses.replace(UNKNOWN, notes=tuple(notes))
+
+
+def _described(file: ModelFile, backbone: str | None) -> tuple[Preset | None, str]:
+    """The preset that a file of ours describes, a row by name and what it says beyond that; and what is wrong there."""
     says = {key.removeprefix(PREFIX): value for key, value in file.metadata.items() if key.startswith(PREFIX)}
-    if "preset" not in says and "start_timestep" not in says:
-        return None
+    if says.get("format", FORMAT) != FORMAT:
+        known = f"this version knows {PREFIX}format {FORMAT} alone"
+        found = as_written(says["format"])
+        return None, f"What the file {quoted(file.name)} says of itself is not used: {known}, and it is {found}."
     presets = all_presets()
-    base = presets.get(says.get("preset", "")) or preset_by_file_name(file.name, backbone)
+    row, note = presets.get(says.get("preset", "")), ""
+    if "preset" in says and row is None:
+        note = f"The file {quoted(file.name)} names the preset {as_written(says['preset'])}, and there is no such row."
+    elif row and row.backbones and backbone not in row.backbones:
+        wanted = " and ".join(row.backbones)
+        return (
+            None,
+            f"The file {quoted(file.name)} names the preset {row.name}, which is for {wanted}: that is not used.",
+        )
+    if row is None and "start_timestep" not in says:
+        return None, note
+    base = row or preset_by_file_name(file.name, backbone)
     if base is None:
         name = BACKBONES[backbone].fallback if backbone else "sd"
         base = dataclasses.replace(presets[name], name="from file", model="")
@@ -120,7 +194,9 @@ def _described(file: ModelFile, backbone: str | None) -> Preset | None:
         "alpha": _number(says.get("alpha")),
     }
     told = {field: value for field, value in told.items() if value is not None}
-    return changed(base, f"The file {quoted(file.name)} describes itself in a way that cannot be read", **told)
+    if "prediction" in told:
+        base = dataclasses.replace(base, follows_base=False)
+    return changed(base, f"The file {quoted(file.name)} describes itself in a way that cannot be read", **told), note
 
 
 def _number(text: str | None) -> int | float | str | None:

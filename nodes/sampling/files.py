@@ -1,25 +1,46 @@
-"""What is known of the files a model came from: their names, and what the safetensors among them say of themselves."""
+"""The files that models are loaded from: where they lie, and what the safetensors among them say of themselves."""
 
 import functools
+import json
 import os
-from collections.abc import Iterator
+import weakref
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import folder_paths
+import torch
+from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 from safetensors import SafetensorError, safe_open
 
+from .weights import holds
+
 KEY = "snoopi_file"
-FOLDERS = ("checkpoints", "diffusion_models", "loras", "unet_gguf")
-ENDINGS = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
+PREFIX = "snoopi."
+#: The only value of `snoopi.format` so far.
+FORMAT = "1"
+#: A tensor of this name holds what a file says of itself where ComfyUI writes the metadata (saved.py).
+WORDS = "snoopi.metadata"
+WHOLE = ("checkpoints", "diffusion_models", "unet_gguf")
+LORAS = ("loras",)
+SAFETENSORS = (".safetensors", ".sft")
+ENDINGS = (*SAFETENSORS, ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A model's file: its name below one of ComfyUI's folders, and its safetensors metadata."""
+    """A model's file.
+
+    name: below one of ComfyUI's folders.
+    metadata: of its safetensors, as it was when the model was loaded.
+    chosen: the preset that the user chose for it in the SNOOPI Checkpoint Loader.
+    changed: whether the file on the disk is no longer the one that was loaded.
+    """
 
     name: str
     metadata: dict[str, str] = field(default_factory=dict, hash=False)
+    chosen: str | None = None
+    changed: bool = False
 
 
 def remember(model: ModelPatcher, file: ModelFile) -> None:
@@ -27,57 +48,81 @@ def remember(model: ModelPatcher, file: ModelFile) -> None:
     model.set_attachments(KEY, file)
 
 
-def files_of(model: ModelPatcher, prompt: dict | None, node_id: str | None) -> list[ModelFile]:
-    """Every file known to be part of `model`, the nearest to the node `node_id` first.
+def remembered(model: ModelPatcher) -> ModelFile | None:
+    return model.get_attachment(KEY)
 
-    Args:
-        prompt: the graph that runs, as ComfyUI's hidden input PROMPT gives it; None if there is none.
+
+def path_of(name: object, folders: tuple[str, ...]) -> str | None:
+    """The path of the file called `name`, or "folder/name", in one of ComfyUI's folders; None if there is none."""
+    if not isinstance(name, str) or not name.lower().endswith(ENDINGS) or len(name) > 1024:
+        return None
+    for folder in folders:
+        for inside in (name, name.replace("\\", "/").removeprefix(f"{folder}/")):
+            if path := folder_paths.get_full_path(folder, inside):
+                return path
+    return None
+
+
+def name_of(path: str) -> str:
+    """A path without ComfyUI's folder that it lies in."""
+    for folder in (*WHOLE, *LORAS):
+        for root in folder_paths.folder_names_and_paths.get(folder, ([],))[0]:
+            if Path(path).is_relative_to(root):
+                return str(Path(path).relative_to(root))
+    return Path(path).name
+
+
+_seen: "weakref.WeakKeyDictionary[BaseModel, dict[str, tuple[ModelFile, tuple]]]" = weakref.WeakKeyDictionary()
+
+
+def file_of(model: ModelPatcher, path: str) -> ModelFile:
+    """The file that a stock loader loaded `model` from, as it was when this model was first asked about.
+
+    Stock loaders keep a model when its file changes, so what the file says by then is of another model.
     """
-    files = [ModelFile(name, _metadata(name)) for name in _upstream(prompt or {}, str(node_id))]
-    remembered = model.get_attachment(KEY)
-    if remembered is not None:
-        files = [file for file in files if file.name != remembered.name] + [remembered]
-    return files
+    seen = _seen.setdefault(model.model, {})
+    now = stamp(path)
+    if path not in seen:
+        file = ModelFile(name_of(path), read_metadata(path))
+        if any(key.startswith(PREFIX) for key in file.metadata) and holds(path, model) is False:
+            file, now = ModelFile(file.name), None
+        seen[path] = file, now
+    file, then = seen[path]
+    return file if then == stamp(path) else ModelFile(file.name, file.metadata, changed=True)
 
 
-def _upstream(prompt: dict, node_id: str) -> Iterator[str]:
-    """The names of model files chosen in the nodes that the input `model` hangs on, nearest first."""
-    seen, waiting = set(), [node_id]
-    while waiting:
-        node_id = waiting.pop(0)
-        if node_id in seen or node_id not in prompt:
-            continue
-        inputs = prompt[node_id].get("inputs", {})
-        if seen:
-            yield from (
-                value for value in inputs.values() if isinstance(value, str) and value.lower().endswith(ENDINGS)
-            )
-        seen.add(node_id)
-        links = {name: value for name, value in inputs.items() if isinstance(value, list) and len(value) == 2}
-        models = [link for name, link in links.items() if name.startswith("model")]
-        waiting += [str(source) for source, _ in models or links.values()]
-
-
-def _metadata(name: str) -> dict[str, str]:
-    for folder in FOLDERS:
-        path = folder_paths.get_full_path(folder, name) if folder in folder_paths.folder_names_and_paths else None
-        if path is not None:
-            return read_metadata(path)
-    return {}
+def stamp(path: str) -> tuple[int, int] | None:
+    """What differs once a file is written anew: its time in ns and its size; None if it is not there."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_mtime_ns, status.st_size
 
 
 def read_metadata(path: str) -> dict[str, str]:
     """The metadata of a safetensors file; empty for another file, or one that cannot be read."""
-    if not path.lower().endswith((".safetensors", ".sft")):
+    now = stamp(path)
+    if now is None or not path.lower().endswith(SAFETENSORS):
         return {}
     try:
-        status = os.stat(path)
-        return _read_metadata(path, status.st_mtime_ns, status.st_size)
+        return _read_metadata(path, now)
     except (OSError, SafetensorError):
         return {}
 
 
 @functools.lru_cache(maxsize=64)
-def _read_metadata(path: str, mtime: int, size: int) -> dict[str, str]:
+def _read_metadata(path: str, now: tuple[int, int]) -> dict[str, str]:
     with safe_open(path, framework="pt") as file:
-        return file.metadata() or {}
+        metadata = dict(file.metadata() or {})
+        if WORDS in file.keys() and file.get_slice(WORDS).get_shape()[:1] < [65536]:  # noqa: SIM118
+            metadata |= _words(bytes(file.get_tensor(WORDS).flatten().to(torch.uint8).tolist()))
+    return metadata
+
+
+def _words(encoded: bytes) -> dict[str, str]:
+    try:
+        words = json.loads(encoded)
+    except ValueError:
+        return {}
+    return {str(key): str(value) for key, value in words.items()} if isinstance(words, dict) else {}

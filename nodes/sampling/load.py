@@ -20,10 +20,12 @@ from comfy.model_patcher import ModelPatcher
 
 from ..quoting import is_plain, quoted, sentence
 from .backbones import backbone_of
-from .detect import AUTO, PREFIX, Choice, choose
-from .files import ModelFile, read_metadata, remember
+from .detect import AUTO, Choice, choose
+from .files import ModelFile, read_metadata, remember, stamp
 from .one_step import check_fit
+from .origin import Origin
 from .presets import find_preset
+from .saved import saying
 
 FOLDERS = ("checkpoints", "diffusion_models")
 PIXART_ALPHA_SCALE = 0.18215
@@ -57,27 +59,33 @@ def load(name: str, preset: str) -> tuple[ModelPatcher, object | None, object | 
         ValueError: the file is missing, corrupt, not a model, or a pickle that holds more than weights; or there is no
             such preset, or it is for another architecture.
     """
-    folder, _, file_name = name.partition("/") if isinstance(name, str) else (None, None, None)
-    path = folder_paths.get_full_path(folder, file_name) if folder in FOLDERS else None
+    folder, path, file_name = _place(name)
     if path is None:
         there = folder if folder in FOLDERS else " or models/".join(FOLDERS)
         raise ValueError(f"The model {quoted(name)} is not there: put the file into models/{there} and press R.")
     if preset != AUTO:
         find_preset(preset)
+    metadata, before = read_metadata(path), stamp(path)
     model, clip, vae = _read(path, folder)
+    if stamp(path) != before:
+        raise ValueError(f"{quoted(file_name)} was written anew while it was loaded: queue the graph again.")
 
-    metadata = read_metadata(path)
-    if preset != AUTO:  # what the user says goes before what the file says
-        metadata = {key: value for key, value in metadata.items() if not key.startswith(PREFIX)}
-        metadata[f"{PREFIX}preset"] = preset
-    file = ModelFile(file_name, metadata)
+    file = ModelFile(file_name, metadata, None if preset == AUTO else preset)
     if backbone_of(model) is None:
         return model, clip, vae, f"No preset is for this architecture ({type(model.model).__name__})."
-    choice = choose(model, preset, [file])
+    choice = choose(model, preset, Origin((file,)))
     check_fit(model, choice.preset)
     remember(model, file)
     model, repairs = repaired(model, file, choice)
+    if choice.known:
+        model = saying(model, choice.preset)
     return model, clip, vae, " ".join([choice.sentence, *repairs])
+
+
+def stamp_of(name: str) -> tuple[int, int] | None:
+    """What differs once the file called "folder/name" is written anew; None if it is not there."""
+    path = _place(name)[1]
+    return path and stamp(path)
 
 
 def repaired(model: ModelPatcher, file: ModelFile, choice: Choice) -> tuple[ModelPatcher, list[str]]:
@@ -100,12 +108,18 @@ def repaired(model: ModelPatcher, file: ModelFile, choice: Choice) -> tuple[Mode
             said.append("It is PixArt-alpha, taken for PixArt-sigma: its latent scale is set to 0.18215.")
     if backbone == "SD 2.x":
         prediction = PREDICTION_TYPES.get(file.metadata.get("modelspec.prediction_type", ""))
-        prediction = PREDICTIONS.get(choice.preset.prediction) if choice.known else prediction
+        if choice.known and not choice.preset.follows_base:
+            prediction = PREDICTIONS.get(choice.preset.prediction)
         if prediction is not None and prediction != base.model_type:
             model = model.clone()
             model.add_object_patch("model_sampling", comfy.model_base.model_sampling(base.model_config, prediction))
             said.append(f"ComfyUI took it for {base.model_type.name}: it is set to {prediction.name}.")
     return model, said
+
+
+def _place(name: str) -> tuple[str, str | None, str]:
+    folder, _, file_name = name.partition("/") if isinstance(name, str) else ("", "", "")
+    return folder, folder_paths.get_full_path(folder, file_name) if folder in FOLDERS else None, file_name
 
 
 def _read(path: str, folder: str) -> tuple[ModelPatcher, object | None, object | None]:

@@ -19,20 +19,23 @@ from ..guidance.conditioning import UNREADABLE, cannot_be_read, dense
 from ..guidance.regions import check_places
 from ..quoting import listed, quoted
 from .backbones import backbone_of
+from .base import base_sampling, contradiction, on_base
 from .latent import DOWNSCALES, check_size, fitting
-from .parameterization import PREDICTIONS, PresetSampling
+from .parameterization import PREDICTIONS, PresetSampling, formula_of, with_formula
 from .presets import Preset, usable_presets
 
 
 def with_preset(model: ModelPatcher, preset: Preset) -> ModelPatcher:
     """A clone of `model` that any of ComfyUI's samplers run as `preset` says; `model` stays as it is.
 
-    The schedule is the one the model was trained on: another ModelSampling patch on it is put aside.
+    The schedule is the one the model was trained on, and a ModelSampling patch on it is put aside. If the preset is for
+    a LoRA or a family, prediction and schedule are those of the model, or of the ModelSampling patch.
 
     Raises:
         ValueError: the preset is for another kind of model.
     """
     check_fit(model, preset)
+    preset = on_base(model, preset)
     model = model.clone()
     model.add_object_patch("model_sampling", _sampling(model, preset))
     if preset.latent_scale is not None:
@@ -66,7 +69,7 @@ def steps(model: ModelPatcher, strength: float = 1.0) -> tuple[ModelPatcher, tor
             start = next(start for start in preset.image_starts if start <= 1000 * strength)
             preset = dataclasses.replace(preset, timesteps=(start,), image_starts=())
             sigmas = _sampling(model, preset).listed_sigmas()
-        if not preset.is_flow:
+        if preset.follows_base or not preset.is_flow:
             model = model.clone()
             model.add_object_patch("model_sampling", _sampling(model, dataclasses.replace(preset, noise="vp")))
     return model, torch.cat([sigmas, sigmas.new_zeros(1)])
@@ -118,7 +121,7 @@ def sample(
     samples = guider.sample(
         noise,
         samples,
-        comfy.samplers.sampler_object(model.get_model_object("model_sampling").preset.sampler),
+        comfy.samplers.sampler_object(model.get_model_object("model_sampling").sampler),
         sigmas,
         denoise_mask=latent.get("noise_mask"),
         callback=callback,
@@ -184,17 +187,23 @@ def check_fit(model: ModelPatcher, preset: Preset) -> None:
         others = listed(name for name, row in usable_presets()[0].items() if backbone in row.backbones)
         remedy = f"choose auto or one of {others}" if others else "choose another model, since no preset is for it"
         raise ValueError(f"The preset {quoted(preset.name)} is for {wanted}, but the model is {called}: {remedy}.")
+    if stated := contradiction(model, preset):
+        raise ValueError(
+            f"The preset {quoted(preset.name)} is for a whole model that predicts {preset.prediction}, "
+            f"but this model's file says that it predicts {stated}: choose auto, or the preset of the LoRA on it."
+        )
 
 
 def _sampling(model: ModelPatcher, preset: Preset) -> PresetSampling:
-    base = model.model
-    if not preset.is_flow:
-        return _on_schedule(preset, base.model_config)
+    base, sampling = model.model, base_sampling(model)
+    if preset.follows_base or not preset.is_flow:
+        return _on_schedule(preset, sampling, base.model_config)
     is_trained_so = base.model_type in (ModelType.FLOW, ModelType.FLUX)
     own = 1.0 if base.model_type == ModelType.FLUX else base.model_config.sampling_settings.get("multiplier", 1000)
-    return PREDICTIONS[preset.prediction](preset, own if is_trained_so else 1000)
+    return PREDICTIONS[preset.prediction](preset, sampling, own if is_trained_so else 1000)
 
 
 @functools.lru_cache(maxsize=8)  # the tables take over a millisecond, and nobody writes to them
-def _on_schedule(preset: Preset, model_config) -> PresetSampling:
-    return PREDICTIONS[preset.prediction](preset, model_config)
+def _on_schedule(preset: Preset, base: torch.nn.Module, model_config) -> PresetSampling:
+    kind = with_formula(formula_of(base)) if preset.follows_base else PREDICTIONS[preset.prediction]
+    return kind(preset, base, model_config)

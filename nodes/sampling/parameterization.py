@@ -12,15 +12,20 @@ ComfyUI works with sigma = sigma_vp / alpha_t and x = x_in / alpha_t (flow: sigm
 network unit noise if sampling starts at `sigma_max`, and vp noise elsewhere. So a schedule that ends where the preset
 starts makes the first step unit and all later ones vp, which is what unit models want; the formulas are ComfyUI's.
 
+A preset for a LoRA or a family of models has the formula and the schedule of the model that it runs on instead, which
+may be another: one that ends in pure noise (zero terminal SNR), or EDM, which tells the network log(sigma) / 4.
+
 Between the listed timesteps the tables are filled in evenly, so that the scheduler `simple` gives exactly the list for
 as many steps as it has, and a sensible one for any other number.
 """
 
+import functools
 import math
 
 import comfy.model_sampling
 import torch
-from comfy.model_sampling import CONST, EPS, V_PREDICTION, X0, reshape_sigma
+from comfy.model_sampling import CONST, EPS, V_PREDICTION, X0, ModelSamplingDiscrete, reshape_sigma
+from comfy.model_sampling import ModelSamplingDiscreteEDM as DiscreteEDM
 
 from .presets import Preset
 
@@ -35,11 +40,27 @@ class PresetSampling(torch.nn.Module):
 
     sigma_data = 1.0
 
-    def __init__(self, preset: Preset, sigmas: torch.Tensor, timesteps: torch.Tensor):
+    def __init__(self, preset: Preset, base: torch.nn.Module, sigmas: torch.Tensor, timesteps: torch.Tensor):
         super().__init__()
         self.preset = preset
+        self._base = (base,)  # in a tuple it is no part of this module
         self.register_buffer("sigmas", sigmas.float(), persistent=False)
         self.register_buffer("timesteps", timesteps.float(), persistent=False)
+
+    @property
+    def base(self) -> torch.nn.Module:
+        """The model-sampling object that the model has without the preset."""
+        return self._base[0]
+
+    @property
+    def sampler(self) -> str:
+        """The name of ComfyUI's sampler that takes the preset's steps.
+
+        Euler loses the digits of the picture where the noise is a hundred times as strong; that for fresh noise hands
+        out the last picture itself.
+        """
+        one_from_pure_noise = len(self.preset.timesteps) == 1 and float(self.sigma_max) > 1000
+        return "lcm" if one_from_pure_noise else self.preset.sampler
 
     @property
     def sigma_min(self) -> torch.Tensor:
@@ -67,21 +88,25 @@ class PresetSampling(torch.nn.Module):
 
 
 class DiffusionSampling(PresetSampling):
-    """On the model's own schedule of 1000 timesteps."""
+    """On a schedule of 1000 timesteps: that of the model's family, or that of `base` if the preset follows it."""
 
-    def __init__(self, preset: Preset, model_config):
-        schedule = comfy.model_sampling.ModelSamplingDiscrete(model_config).sigmas
+    def __init__(self, preset: Preset, base: torch.nn.Module, model_config):
+        schedule = base if preset.follows_base else comfy.model_sampling.ModelSamplingDiscrete(model_config)
         parts = math.ceil((preset.noise_levels[0] + 1) / len(preset.timesteps))
         levels = _filled_in(preset.noise_levels, -1, parts).round().clamp(min=0).long()
-        sigmas = schedule[levels]
+        sigmas = _sigmas_at(schedule, levels)
         if preset.alphas_cumprod is not None:
             sigmas[-1] = math.sqrt((1 - preset.alphas_cumprod) / preset.alphas_cumprod)
-        timesteps = _filled_in(preset.timesteps, -1, parts).round().clamp(min=0).long()
-        super().__init__(preset, sigmas, timesteps)
+        listed = _filled_in(preset.timesteps, -1, parts).round().clamp(min=0).long()
+        counts_timesteps = isinstance(schedule, ModelSamplingDiscrete) and not isinstance(schedule, DiscreteEDM)
+        super().__init__(preset, base, sigmas, listed if counts_timesteps else schedule.timestep(sigmas))
+        self.sigma_data = schedule.sigma_data if hasattr(schedule, "sigma_data") else 1.0
+        self.zsnr = getattr(schedule, "zsnr", False)
         self.register_buffer("log_sigmas", self.sigmas.log(), persistent=False)
         # The sigma that belongs to what the network is told, where that is not how noisy the picture is.
-        self.register_buffer("told_sigmas", schedule[timesteps] if preset.levels else None, persistent=False)
-        self.first_sigma = float(schedule[0])
+        told = _sigmas_at(schedule, listed) if preset.levels else None
+        self.register_buffer("told_sigmas", told, persistent=False)
+        self.first_sigma = float(schedule.sigmas[0])
 
     def _index(self, sigma: torch.Tensor) -> torch.Tensor:
         distances = sigma.log() - self.log_sigmas.to(sigma.device)[:, None]
@@ -127,9 +152,9 @@ class DiffusionSampling(PresetSampling):
 class FlowSampling(PresetSampling):
     """On the straight line between picture and noise; the network is told sigma * multiplier."""
 
-    def __init__(self, preset: Preset, multiplier: float):
+    def __init__(self, preset: Preset, base: torch.nn.Module, multiplier: float):
         sigmas = _filled_in(preset.timesteps, 0, math.ceil(preset.timesteps[0] / len(preset.timesteps))) / 1000
-        super().__init__(preset, sigmas, sigmas * multiplier)
+        super().__init__(preset, base, sigmas, sigmas * multiplier)
         self.multiplier = multiplier
 
     def timestep(self, sigma: torch.Tensor) -> torch.Tensor:
@@ -171,6 +196,18 @@ PREDICTIONS = {
 }
 
 
+def formula_of(sampling: torch.nn.Module) -> type:
+    """The class of comfy.model_sampling, or of a node, by which a model-sampling object computes the picture."""
+    own = (PresetSampling, DiffusionSampling, FlowSampling)
+    return next(kind for kind in type(sampling).__mro__ if "calculate_denoised" in vars(kind) and kind not in own)
+
+
+@functools.cache
+def with_formula(formula: type) -> type[DiffusionSampling]:
+    """DiffusionSampling for a network that predicts what `formula` says."""
+    return type(f"{formula.__name__}Sampling", (DiffusionSampling, formula), {})
+
+
 def informed_start(noise: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
     """YOSO's informative initial latent: mean + std * n over a batch of latents; n is drawn anew for each picture.
 
@@ -186,6 +223,16 @@ def informed_start(noise: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
     seeds = noise.flatten(1)[:, 0].float().contiguous().view(torch.int32).tolist()
     drawn = [torch.randn(noise.shape[1:], generator=torch.Generator().manual_seed(abs(seed))) for seed in seeds]
     return mean + std * torch.stack(drawn).to(noise)
+
+
+def _sigmas_at(schedule: torch.nn.Module, timesteps: torch.Tensor) -> torch.Tensor:
+    """The sigmas of a model-sampling object at whole timesteps of 1000; its table may be of another length."""
+    count = len(schedule.sigmas)
+    if count == 1000:
+        return schedule.sigmas.cpu()[timesteps]
+    if count < 1000 and isinstance(schedule, ModelSamplingDiscrete):  # it interpolates between some of the 1000
+        return schedule.sigma(timesteps.float()).cpu()
+    return schedule.sigmas.cpu()[((timesteps + 1) * count / 1000).round().long().clamp(min=1) - 1]
 
 
 def _filled_in(listed: tuple[float, ...], end: float, parts: int) -> torch.Tensor:

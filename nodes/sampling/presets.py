@@ -38,7 +38,7 @@ RANGES = {
     "cfg": (1, 100),
 }
 WHOLE = ("channels", "resolution")
-DIFFUSION_ONLY = ("levels", "alphas_cumprod", "output", "noise")
+DIFFUSION_ONLY = ("levels", "alphas_cumprod", "output", "noise", "follows_base")
 LISTS = ("timesteps", "levels", "image_starts", "backbones", "files")
 
 
@@ -49,6 +49,7 @@ class Preset:
     name: str
     prediction: str
     timesteps: tuple[float, ...]
+    follows_base: bool = False
     model: str = ""
     backbones: tuple[str, ...] = ()
     noise: str = "unit"
@@ -241,8 +242,8 @@ def changed(preset: Preset, place: str, **changes) -> Preset:
         ValueError: a value makes no sense; the sentence begins with `place` and names the field.
     """
     row = {field.name: getattr(preset, field.name) for field in fields(Preset) if field.name != "name"}
-    row = {name: value for name, value in row.items() if value not in (None, "", ())}
-    if preset.is_flow:
+    row = {name: value for name, value in row.items() if value not in (None, "", ()) and value is not False}
+    if str(changes.get("prediction", preset.prediction)).startswith("flow"):
         row = {name: value for name, value in row.items() if name not in DIFFUSION_ONLY}
     return _checked(preset.name, row | changes, lambda field: f"{place}, field {field}")
 
@@ -281,6 +282,8 @@ def _checked(name: str, row: dict[str, object], place: Callable[[str], str]) -> 
     for field in ("latent_scale", "alphas_cumprod"):
         if row.get(field) == 0 or (field == "alphas_cumprod" and row.get(field) == 1):
             refuse(field, f"{as_written(row[field])} would divide by zero")
+    if type(row.get("follows_base", False)) is not bool:
+        refuse("follows_base", f"{as_written(row['follows_base'])} is not one of true, false")
     for field in ("model", "folder", "source"):
         if field in row and not isinstance(row[field], str):
             refuse(field, f"{as_written(row[field])} is not text")

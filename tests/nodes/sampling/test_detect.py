@@ -1,5 +1,6 @@
 """Which preset `auto` takes, and what it says."""
 
+import copy
 import json
 
 import folder_paths
@@ -78,6 +79,7 @@ def test_every_name_in_the_table_finds_its_own_row(sampling):
 def checkpoint(tmp_path, monkeypatch):
     """checkpoint(name, metadata): a safetensors file in ComfyUI's checkpoints folder."""
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "checkpoints", ([str(tmp_path)], {".safetensors"}))
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
 
     def checkpoint(name, metadata=None):
         save_file({"x": torch.zeros(1)}, tmp_path / name, metadata=metadata)
@@ -86,32 +88,37 @@ def checkpoint(tmp_path, monkeypatch):
     return checkpoint
 
 
-def graph(name, *between):
-    """A graph that ends in the node "9": a loader, whatever lies between, and an unrelated model."""
-    nodes = {"1": {"inputs": {"ckpt_name": name}}, "8": {"inputs": {"ckpt_name": "sd_turbo.safetensors"}}}
-    last = "1"
-    for number, inputs in enumerate(between, start=2):
-        nodes[str(number)] = {"inputs": {"model": [last, 0], "positive": ["8", 0]} | inputs}
-        last = str(number)
-    nodes["9"] = {"inputs": {"model": [last, 0], "text": "flux1-schnell.safetensors", "negative": ["8", 0]}}
-    return nodes
+def graph(name):
+    """A graph that ends in the node "9": a loader, a node between, and an unrelated model and text."""
+    return {
+        "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": name}},
+        "2": {"class_type": "LoraLoader", "inputs": {"model": ["1", 0], "clip": ["8", 1], "lora_name": "gone.pt"}},
+        "8": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "sd_turbo.safetensors"}},
+        "9": {"class_type": "x", "inputs": {"model": ["2", 0], "text": "flux1-schnell.safetensors", "clip": ["8", 1]}},
+    }
 
 
 def choose(sampling, model, prompt, name="auto"):
-    return sampling.detect.choose(model, name, sampling.files.files_of(model, prompt, "9"))
+    """The choice at node 9 for a clone, so that no test sees what another's file said."""
+    import comfy.model_patcher
+
+    model = comfy.model_patcher.ModelPatcher(copy.copy(model.model), model.load_device, model.offload_device)
+    return sampling.detect.choose(model, name, sampling.origin.origin_of(model, prompt, "9"))
+
+
+OURS = {
+    "snoopi.format": "1",
+    "snoopi.start_timestep": "625",
+    "snoopi.start_noise": "vp",
+    "snoopi.prediction": "epsilon",
+}
 
 
 def test_auto_knows_our_export_by_its_metadata(sampling, model, checkpoint):
-    said = {
-        "snoopi.format": "1",
-        "snoopi.start_timestep": "625",
-        "snoopi.start_noise": "vp",
-        "snoopi.prediction": "epsilon",
-    }
-    choice = choose(sampling, model, graph(checkpoint("sd_turbo.safetensors", said)))
+    choice = choose(sampling, model, graph(checkpoint("sd_turbo.safetensors", OURS)))
     assert (choice.preset.timesteps, choice.preset.noise, choice.preset.prediction) == ((625,), "vp", "eps")
     assert "the file sd_turbo.safetensors says so itself" in choice.sentence
-    said |= {
+    said = OURS | {
         "snoopi.preset": "pg-sb-sd15",
         "snoopi.alpha": "0.12",
         "snoopi.start_timestep": "999",
@@ -123,11 +130,42 @@ def test_auto_knows_our_export_by_its_metadata(sampling, model, checkpoint):
 
 @pytest.mark.parametrize("bad", [{"start_timestep": "soon"}, {"start_timestep": "1", "start_noise": "loud"},
                                  {"start_timestep": "1", "prediction": "magic"}, {"start_timestep": "5000"},
-                                 {"start_timestep": "1", "alpha": "nan"}])  # fmt: skip
+                                 {"start_timestep": "1", "alpha": "nan"}, {"start_timestep": ""}])  # fmt: skip
 def test_metadata_that_makes_no_sense(sampling, model, checkpoint, bad):
     name = checkpoint("ours.safetensors", {f"snoopi.{key}": value for key, value in bad.items()})
     with pytest.raises(ValueError, match="^The file ours.safetensors describes itself in a way that cannot be read"):
         choose(sampling, model, graph(name))
+
+
+@pytest.mark.parametrize("preset", ["no such row", "", "  ", "sd; instaflow", "auto", "SD", "../sd"])
+def test_metadata_that_names_no_row(sampling, model, checkpoint, preset):
+    """It is told, what else the file says still counts, and nothing is claimed that the file does not say."""
+    for name, row in (("instaflow.safetensors", "instaflow"), ("x.safetensors", "sd")):
+        choice = choose(sampling, model, graph(checkpoint(name, {"snoopi.preset": preset})))
+        assert choice.preset.name == row and choice.known == (row == "instaflow")
+        assert f"names the preset '{preset}', and there is no such row." in choice.sentence
+        assert "says so itself" not in choice.sentence
+    choice = choose(sampling, model, graph(checkpoint("y.safetensors", OURS | {"snoopi.preset": preset})))
+    assert choice.preset.timesteps == (625,) and "by what else the file y.safetensors says" in choice.sentence
+    assert "there is no such row" in choice.sentence and "says so itself" not in choice.sentence
+
+
+@pytest.mark.parametrize("format", ["2", "", "one", "1.5"])
+def test_metadata_of_another_format(sampling, model, checkpoint, format):
+    choice = choose(sampling, model, graph(checkpoint("x.safetensors", OURS | {"snoopi.format": format})))
+    assert choice.preset.timesteps == (999,) and not choice.known and "says so itself" not in choice.sentence
+    assert f"this version knows snoopi.format 1 alone, and it is '{format}'" in choice.sentence
+
+
+def test_metadata_of_another_architecture(sampling, model, checkpoint):
+    choice = choose(sampling, model, graph(checkpoint("x.safetensors", {"snoopi.preset": "yoso-pixart"})))
+    assert choice.preset.name == "sd" and not choice.known
+    assert "names the preset yoso-pixart, which is for PixArt: that is not used" in choice.sentence
+
+
+def test_metadata_that_says_nothing_of_a_preset(sampling, model, checkpoint):
+    choice = choose(sampling, model, graph(checkpoint("x.safetensors", {"snoopi.kappa": "1", "format": "pt"})))
+    assert not choice.known and choice.notes == ()
 
 
 def test_auto_knows_a_file_by_its_name(sampling, model, checkpoint):
@@ -135,13 +173,12 @@ def test_auto_knows_a_file_by_its_name(sampling, model, checkpoint):
     assert choice.preset.name == "instaflow" and "by the name of the file instaflow.safetensors" in choice.sentence
 
 
-def test_the_nearest_file_counts(sampling, model):
-    prompt = graph("instaflow.safetensors", {"lora_name": "lcm-lora-sdv1-5.safetensors"}, {})
-    assert choose(sampling, model, prompt).preset.name == "lcm"
-
-
-def test_auto_says_when_it_cannot_tell(sampling, model):
-    for prompt in (graph("some merge.safetensors"), None, {"9": {"inputs": {"model": ["gone", 0]}}}):
+def test_auto_says_when_it_cannot_tell(sampling, model, checkpoint):
+    """Also for a name of no file, and for a node that ComfyUI does not know."""
+    loader = graph(checkpoint("instaflow.safetensors"))
+    other = loader | {"1": {"class_type": "no such node", "inputs": {"ckpt_name": "instaflow.safetensors"}}}
+    for prompt in (graph("some merge.safetensors"), graph("instaflow-gone.safetensors"), None, {}, other,
+                   {"9": {"inputs": {"model": ["gone", 0]}}}, {"9": {"inputs": {}}}, {"9": {}}):  # fmt: skip
         choice = choose(sampling, model, prompt)
         assert choice.preset.name == "sd" and not choice.known
         assert "neither the file nor its name tells what the model is" in choice.sentence
@@ -149,8 +186,9 @@ def test_auto_says_when_it_cannot_tell(sampling, model):
 
 
 def test_a_loop_in_the_graph_ends(sampling, model):
-    prompt = {"9": {"inputs": {"model": ["1", 0]}}, "1": {"inputs": {"model": ["9", 0]}}}
-    assert sampling.files.files_of(model, prompt, "9") == []
+    lora = {"class_type": "LoraLoader", "inputs": {"model": ["1", 0]}}
+    for prompt in ({"9": lora, "1": lora | {"inputs": {"model": ["9", 0]}}}, {"9": lora, "1": lora}):
+        assert sampling.origin.origin_of(model, prompt, "9").bases in ((), (None,))
 
 
 @pytest.mark.parametrize("backbone", ["SD 3.x", "FLUX.1", "FLUX.2", "Z-Image", "Qwen-Image", "PixArt"])

@@ -42,10 +42,10 @@ def test_a_checkpoint_of_ours(sampling, folders, load, untrained_checkpoint):
     model, clip, vae, info = load("checkpoints/my merge.safetensors")
     assert clip is not None and vae is not None
     assert info.startswith("Preset ") and "the file my merge.safetensors says so itself" in info
-    choice = sampling.detect.choose(model.clone(), "auto", sampling.files.files_of(model.clone(), None, None))
+    choice = sampling.detect.choose(model.clone(), "auto")
     assert choice.preset.timesteps == (625,) and choice.preset.noise == "vp" and choice.known
     model = load("checkpoints/my merge.safetensors", "instaflow")[0]
-    assert sampling.detect.choose(model, "auto", sampling.files.files_of(model, None, None)).preset.timesteps == (1000,)
+    assert sampling.detect.choose(model, "auto").preset.timesteps == (1000,)
     with pytest.raises(ValueError, match="^The preset yoso-pixart is for PixArt, but the model is SD 1.x: choose auto"):
         load("checkpoints/my merge.safetensors", "yoso-pixart")
     with pytest.raises(ValueError, match="^There is no preset called nothing"):
@@ -103,7 +103,8 @@ def test_sd2_predicts_what_the_file_says(sampling, name, metadata, guessed_v, ex
     guessed = ModelType.V_PREDICTION if guessed_v else ModelType.EPS
     assert model.model.model_type == guessed
     file = sampling.files.ModelFile(name, metadata)
-    repaired, said = sampling.load.repaired(model, file, sampling.detect.choose(model, "auto", [file]))
+    choice = sampling.detect.choose(model, "auto", sampling.origin.Origin((file,)))
+    repaired, said = sampling.load.repaired(model, file, choice)
     sigma, x, out = torch.tensor([2.0]), torch.ones(1, 1, 1, 1), torch.full((1, 1, 1, 1), 0.5)
     denoised = float(repaired.get_model_object("model_sampling").calculate_denoised(sigma, out, x))
     assert denoised == pytest.approx(0.0 if expected == ModelType.EPS else 1 / 5 - 0.5 * 2 / 5**0.5)

@@ -98,15 +98,18 @@ def test_negative_is_the_patch(pack, model, text, run):
     assert (steered - plain).abs().max() > 0.05
 
 
-def test_preset_holds_on_a_patched_model(model, text, run):
+def test_a_preset_for_a_whole_model_holds_on_a_patched_model(pack, model, text, run):
     """Whatever ModelSampling patch the model carries, the preset's own prediction, timestep and noise are used."""
     from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 
     latent = {"samples": torch.zeros(1, 4, 8, 8)}
     (patched,) = ModelSamplingDiscrete().patch(model, "v_prediction", True)
-    for preset in ("sd", "snoopi-shapes"):
+    for preset in ("dmd2-sd15", "snoopi-shapes", "instaflow"):
         assert torch.equal(run(patched, text(1), latent, preset=preset)["samples"],
                            run(model, text(1), latent, preset=preset)["samples"])  # fmt: skip
+    with torch.inference_mode():
+        told = pack.one_step_sampler.SNOOPIOneStepSampler.execute(patched, text(1), latent, 1, "dmd2-sd15").args[1]
+    assert "The ModelSampling node before it is put aside: the file fixes what it predicts." in told
 
 
 @pytest.mark.parametrize("preset", ["sd", "sid-lsg", "instaflow", "hyper-sd-1step-lora", "yoso-sd15-2step", "lcm"])

@@ -169,8 +169,9 @@ def test_informed_start_is_over_the_pictures(sampling):
 def test_all_schedulers_start_where_the_preset_does(sampling, model):
     for preset in ("dmd2-sdxl-4step", "sid-lsg", "instaflow", "lcm"):
         row = sampling.presets.find_preset(preset)
+        base = model.model.model_sampling
         table = sampling.parameterization.PREDICTIONS[row.prediction](
-            row, 1000 if row.is_flow else model.model.model_config
+            row, base, 1000 if row.is_flow else model.model.model_config
         )
         assert torch.equal(table.timestep(table.listed_sigmas()).float(), torch.tensor(row.timesteps).float())
         steps = len(row.timesteps)
