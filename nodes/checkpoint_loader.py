@@ -4,7 +4,7 @@ from comfy_api.latest import io, ui
 
 from .preset_choice import HIDDEN, preset_input, show, tables_now
 from .quoting import printable_errors
-from .sampling.load import load, model_names, stamp_of
+from .sampling.load import load, model_names, stamps_of
 from .schema import schema
 
 
@@ -41,7 +41,7 @@ class SNOOPICheckpointLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model_name, **inputs) -> str:
-        return f"{stamp_of(model_name)} {tables_now()}"
+        return f"{stamps_of(model_name)} {tables_now()}"
 
     @classmethod
     @printable_errors

@@ -77,12 +77,16 @@ def _chosen(model: ModelPatcher, name: str, origin: Origin | None) -> Choice:
     origin = origin or origin_of(model)
     told = {file: _told(model, file) for file in (*origin.loras, *origin.bases) if file}
     notes = tuple(dict.fromkeys(note for choice in told.values() for note in choice.notes))
-    taken = [told[file] for file in origin.loras if told[file].known][:1]
-    if not taken and not origin.unknown_lora:
-        ways = [told[file] if file else UNKNOWN for file in origin.bases]
-        taken = ways[:1] if all(way.known and way.preset == ways[0].preset for way in ways) else []
-    if taken:
-        return dataclasses.replace(taken[0], notes=notes)
+    for file in origin.loras:
+        if told[file].known:
+            return dataclasses.replace(told[file], notes=notes)
+    ways = [told[file] if file else UNKNOWN for file in origin.bases]
+    doubt = _doubt(origin, told)
+    if ways and all(way.known and way.preset == ways[0].preset for way in ways):
+        if not origin.unknown_lora:
+            return dataclasses.replace(ways[0], notes=notes)
+        reason = f"{ways[0].reason}, but {doubt}; choose a preset if the picture is poor"
+        return Choice(ways[0].preset, reason, known=False, notes=notes)
 
     backbone = backbone_of(model)
     if backbone is None:
@@ -91,7 +95,6 @@ def _chosen(model: ModelPatcher, name: str, origin: Origin | None) -> Choice:
             f"choose a model of {', '.join(BACKBONES)}, or write a row of your own."
         )
     fallback = all_presets()[BACKBONES[backbone].fallback]
-    doubt = _doubt(origin, told)
     if backbone == "FLUX.1" and not doubt and not model.model.model_config.unet_config.get("guidance_embed", False):
         return Choice(fallback, "the network has the structure of FLUX.1 schnell", notes=notes)
     doubt = doubt or "neither the file nor its name tells what the model is"
@@ -106,7 +109,7 @@ def _doubt(origin: Origin, told: dict[ModelFile, Choice]) -> str:
         several = ", ".join(dict.fromkeys(names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         return f"auto cannot know which of several models it is ({several})"
     if origin.unknown_lora:
-        return "auto cannot know what a LoRA is for that acts on the model, since its file is not named in the graph"
+        return "auto cannot know what a LoRA on it is for, since the graph does not name its file"
     return ""
 
 

@@ -82,10 +82,10 @@ def load(name: str, preset: str) -> tuple[ModelPatcher, object | None, object | 
     return model, clip, vae, " ".join([choice.sentence, *repairs])
 
 
-def stamp_of(name: str) -> tuple[int, int] | None:
-    """What differs once the file called "folder/name" is written anew; None if it is not there."""
-    path = _place(name)[1]
-    return path and stamp(path)
+def stamps_of(name: str | None) -> list[tuple[int, int] | None]:
+    """What differs once the file called "folder/name" is written anew; of all files if a link gives the name."""
+    paths = [_place(each)[1] for each in ([name] if isinstance(name, str) else model_names())]
+    return [path and stamp(path) for path in paths]
 
 
 def repaired(model: ModelPatcher, file: ModelFile, choice: Choice) -> tuple[ModelPatcher, list[str]]:

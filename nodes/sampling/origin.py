@@ -1,8 +1,10 @@
 """What a model was made of: the file it was loaded from and the LoRAs on it, as far as that can be known."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import folder_paths
 from comfy.model_patcher import ModelPatcher
 
 from .files import LORAS, ModelFile, file_of, path_of, remembered
@@ -42,10 +44,17 @@ def origin_of(model: ModelPatcher, graph: Graph = None, node_id: str | None = No
         bases |= {file_of(model, path) if path else None for path in paths}
     else:
         bases = {carried}
-    named = [path for text in names(graph, node_id) if (path := path_of(text, LORAS))] if model.patches else []
-    loras, unknown = loras_of(model, named)
+    loras, unknown = loras_of(model, _loras_in(list(names(graph, node_id))))
     files = tuple(sorted(bases, key=lambda file: file.name if file else ""))
     return Origin(files, tuple(file_of(model, path) for path in loras), unknown)
+
+
+def _loras_in(texts: list[str]) -> Iterator[str]:
+    """The paths of the LoRAs that texts name, first those that are a name, then those with one inside, <lora:name:1>."""
+    yield from (path for text in texts if (path := path_of(text, LORAS)))
+    for name in folder_paths.get_filename_list(LORAS[0]):
+        if any(Path(name).stem in text for text in texts) and (path := path_of(name, LORAS)):
+            yield path
 
 
 def _carried(model: ModelPatcher) -> ModelFile | None:

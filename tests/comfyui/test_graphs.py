@@ -146,6 +146,10 @@ KNOWN = {
     "a LoRA through a stack": (
         {"a": stock(PLAIN), "s": node("TestLoraStack", lora_name_1=LCM, model_weight_1=1.0, switch_1="On"),
          "model": node("TestApplyLoraStack", model=["a", 0], lora_stack=["s", 0])}, "lcm"),
+    "a LoRA inside a text": (
+        {"a": stock(PLAIN), "j": node("TestJoin", one=LCM[:-12], two=LCM[-12:]),
+         "s": node("TestLoraStack", lora_name_1=["j", 0], model_weight_1=1.0, switch_1="On"),
+         "model": node("TestApplyLoraStack", model=["a", 0], lora_stack=["s", 0])}, "lcm"),
     "a LoRA switched off in a stack": (
         {"a": stock(DMD2), "s": node("TestLoraStack", lora_name_1=LCM, model_weight_1=1.0, switch_1="Off"),
          "model": node("TestApplyLoraStack", model=["a", 0], lora_stack=["s", 0])}, "dmd2-sd15"),
@@ -226,7 +230,7 @@ def test_auto_asks_the_model_or_says_that_it_cannot_know(server, said, case):
 @pytest.mark.parametrize("case", UNKNOWN)
 def test_auto_says_that_it_cannot_know(said, case):
     sentence = said(UNKNOWN[case])
-    assert unsure(sentence) and row(sentence) == "sd", sentence
+    assert unsure(sentence) and row(sentence) in ("sd", "dmd2-sd15"), sentence
 
 
 def test_core_switch(server, said):
@@ -262,6 +266,23 @@ def test_from_the_cache_it_says_the_same(said):
         end["auto"]["inputs"]["again"] = len(sentences)
         sentences.append(said(graph, end))
     assert sentences[0] == sentences[1]
+
+
+@pytest.mark.parametrize("select, expected", [(1, "instaflow"), (2, "dmd2-sd15")])
+def test_a_switch_before_nasa_and_the_one_step_sampler(said, select, expected):
+    checkpoint = node("CheckpointLoaderSimple", ckpt_name="snoopi-shapes.safetensors")
+    graph = TWO_OURS | {
+        "c": checkpoint,
+        "text": node("CLIPTextEncode", text="a red circle", clip=["c", 1]),
+        "switch": switch(select),
+        "model": node("NASACrossAttentionPatch", model=["switch", 0], negative=["text", 0], alpha=0.1,
+                      start_percent=0.0, end_percent=1.0),
+        "latent": node("EmptyLatentImage", width=64, height=64, batch_size=1),
+    }  # fmt: skip
+    sampler = node("SNOOPIOneStepSampler", model=["model", 0], positive=["text", 0], latent_image=["latent", 0],
+                   seed=select, preset="auto")  # fmt: skip
+    sentence = said(graph, {"auto": sampler})
+    assert row(sentence) == expected and not unsure(sentence), sentence
 
 
 def saved(server, base, graph, name):

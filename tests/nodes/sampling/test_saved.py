@@ -120,3 +120,7 @@ def test_every_node_that_reads_a_table_or_a_file_notices_a_change(sampling, user
     seen += [kind.fingerprint_inputs(**inputs)] if "model_name" in inputs else []
     assert len(set(seen)) == len(seen)
     assert kind.fingerprint_inputs(**inputs) == seen[-1]
+    if "model_name" in inputs:  # the name by a link, which ComfyUI does not give here
+        linked = kind.fingerprint_inputs(**inputs | {"model_name": None})
+        (tmp_path / "x.safetensors").write_bytes(b"22")
+        assert kind.fingerprint_inputs(**inputs | {"model_name": None}) != linked
