@@ -121,7 +121,9 @@ class Attention:
     @property
     def gives_masses(self) -> bool:
         """Whether `apart` computes what the call would, which neither is approximate nor has been changed."""
-        return self.before is None and self.mask is None and self.function.__name__ in EXACT and "scale" not in self.more
+        return (
+            self.before is None and self.mask is None and self.function.__name__ in EXACT and "scale" not in self.more
+        )
 
     def apart(self, queries: Queries, keys: Keys) -> Part:
         """By the kernel of torch that also gives the mass."""

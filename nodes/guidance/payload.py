@@ -153,9 +153,7 @@ def _apply_model(
     if pictures is not None:
         pictures = _in_window(pictures, transformer_options)
     model, conds = executor.class_obj, kwargs | {"c_crossattn": c_crossattn}
-    steerings = _steerings(
-        layout, blocks_of(model), acting, model, x, t, steered, pictures, transformer_options, conds
-    )
+    steerings = _steerings(layout, blocks_of(model), acting, model, x, t, steered, pictures, transformer_options, conds)
     with installed(layout, steerings):
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 

@@ -33,7 +33,8 @@ class Steering:
 
     def __init__(self, layout, layer, kept, texts, strengths, rules, norm_limit, chunks, options):
         self.layout, self.layer, self.kept, self.texts = layout, layer, kept, texts
-        self.strengths, self.rules, self.norm_limit, self.chunks, self.options = strengths, norm_limit, chunks, options
+        self.strengths, self.rules, self.norm_limit = strengths, rules, norm_limit
+        self.chunks, self.options = chunks, options
         self.queries = ()
         self.positions = None
 

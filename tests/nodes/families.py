@@ -143,6 +143,11 @@ def _average_audio(network):
     network.casual_audio_encoder.weights.data.fill_(1.0)
 
 
+def _place(network):
+    """SD3's table of positions, which a checkpoint fills."""
+    network.pos_embed.copy_(torch.randn(network.pos_embed.shape, generator=torch.Generator().manual_seed(1)))
+
+
 def _unet(config, layers, unet, **more):
     return Family(config, unet, (4, 8, 8), "unet", layers, **{"options": _pooled, **more})
 
@@ -263,13 +268,32 @@ SD3 = {
 JOINT = {
     "Flux": Family("Flux", FLUX, (16, 6, 8), "flux", 4, _with_pooled),
     "Flux schnell": Family(
-        "FluxSchnell", {**FLUX, "guidance_embed": False, "depth": 1}, (16, 7, 5), "flux", 3, _with_pooled
+        "FluxSchnell",
+        {**FLUX, "guidance_embed": False, "depth": 1, "depth_single_blocks": 1},
+        (16, 7, 5),
+        "flux",
+        2,
+        _with_pooled,
     ),
     "Flux 2": Family("Flux2", FLUX2, (128, 4, 4), "flux", 4, _with_pooled),
-    "SD 3": Family("SD3", SD3, (16, 6, 8), "sd3", 2, _with_pooled),
-    "SD 3.5 large": Family("SD3", {**SD3, "qk_norm": "rms", "depth": 2, "num_blocks": 3}, (16, 6, 8), "sd3", 3, _with_pooled),
+    "SD 3": Family("SD3", SD3, (16, 6, 8), "sd3", 2, _with_pooled, settled=_place),
+    "SD 3.5 large": Family(
+        "SD3",
+        {**SD3, "qk_norm": "rms", "depth": 2, "num_blocks": 3},
+        (16, 6, 8),
+        "sd3",
+        3,
+        _with_pooled,
+        settled=_place,
+    ),
     "SD 3.5 medium": Family(
-        "SD3", {**SD3, "qk_norm": "rms", "x_block_self_attn_layers": [0]}, (16, 6, 8), "sd3", 2, _with_pooled
+        "SD3",
+        {**SD3, "qk_norm": "rms", "x_block_self_attn_layers": [0]},
+        (16, 6, 8),
+        "sd3",
+        2,
+        _with_pooled,
+        settled=_place,
     ),
 }
 ALL = FAMILIES | JOINT

@@ -58,7 +58,7 @@ class Steer:
 
 
 def rotated(x, ids, axes, theta=10000):
-    """Rotary positions by complex numbers, pairs of neighbours: x [batch, heads, tokens, channels], ids [tokens, axes]."""
+    """Rope by complex numbers, pairs of neighbours: x [batch, heads, tokens, channels], ids [tokens, axes]."""
     angles = [ids[:, n : n + 1].double() / theta ** (torch.arange(0, d, 2).double() / d) for n, d in enumerate(axes)]
     turn = torch.polar(torch.ones(()).double(), torch.cat(angles, dim=-1))
     pairs = torch.view_as_complex(x.double().unflatten(-1, (-1, 2)).contiguous())
@@ -71,7 +71,11 @@ def patchified(x, size):
     x = torch.nn.functional.pad(x, (0, pad[1], 0, pad[0]), mode="circular")
     rows, columns = x.shape[-2] // size, x.shape[-1] // size
     tokens = x.unflatten(-1, (columns, size)).unflatten(2, (rows, size)).permute(0, 2, 4, 1, 3, 5)
-    return tokens.flatten(3).flatten(1, 2), torch.cartesian_prod(torch.arange(rows), torch.arange(columns)), (rows, columns)
+    return (
+        tokens.flatten(3).flatten(1, 2),
+        torch.cartesian_prod(torch.arange(rows), torch.arange(columns)),
+        (rows, columns),
+    )
 
 
 def unpatchified(tokens, size, grid, shape):
