@@ -24,7 +24,7 @@ from .layouts import find_layout, uncompiled
 from .negative import Negative
 from .prompt import Prompt, prepare
 from .regions import shares
-from .rules import RULES
+from .rules import RULES, reads
 from .side_stream import Call, SideStream, beside_each_other
 from .steering import Steering, installed
 
@@ -84,10 +84,17 @@ def patch(
     if layout is None:
         family = type(model.model.model_config).__name__
         raise ValueError(
-            f"The model ({family}) is of a family that NASA does not support yet, without separate cross-attention: "
-            f"use SD 1.x, SD 2.x, SDXL, PixArt, HunyuanDiT, LTX-Video, Wan, Cosmos-Predict2, Anima or Kandinsky 5."
+            f"The model ({family}) is of a family that NASA does not support yet, whose text it cannot find: use "
+            f"SD 1.x, SD 2.x, SDXL, SD 3, Flux, PixArt, HunyuanDiT, LTX-Video, Wan, Cosmos-Predict2, Anima or "
+            f"Kandinsky 5."
         )
     check_conditioning("negative", negative, layout.width(diffusion_model), layout.needs(diffusion_model))
+    rule = layout.RULE if rule == AUTO else rule
+    if not hasattr(layout, "alone") and ("share" in reads(rule, adaptive) or "mass" in reads(rule, adaptive)):
+        raise ValueError(
+            f"The rule {rule}{', adaptive,' if adaptive else ''} is for models such as Flux and SD 3: "
+            f"choose nasa or difference, not adaptive, for this one."
+        )
     chosen = frozenset(chosen_blocks(blocks, list(layout.blocks(diffusion_model))))
 
     model = model.clone()
@@ -98,7 +105,6 @@ def patch(
     model.remove_wrappers_with_key(WrappersMP.SAMPLER_SAMPLE, KEY)
     if alpha > 0:
         kept = Kept() if kept is None else kept
-        rule = layout.RULE if rule == AUTO else rule
         negatives[name] = Negative(
             negative, alpha, start_percent, end_percent, chosen, norm_limit, rule, adaptive, kept
         )

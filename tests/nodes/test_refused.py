@@ -1,4 +1,4 @@
-"""Models that NASA does not support yet: joint attention, and none at all. Each is refused in one sentence."""
+"""Models that NASA does not support yet, and such as have no text attention. Each is refused in one sentence."""
 
 import pytest
 import torch
