@@ -32,8 +32,8 @@ class NASACrossAttentionPatch(io.ComfyNode):
                 io.Model.Input(
                     "model",
                     tooltip=(
-                        "SD 1.x, SD 2.x, SDXL, PixArt, HunyuanDiT, LTX-Video, Wan, Cosmos-Predict2, Anima or "
-                        "Kandinsky 5, and what is distilled from them. It is not changed itself."
+                        "SD 1.x, SD 2.x, SDXL, SD 3, Flux, PixArt, HunyuanDiT, LTX-Video, Wan, Cosmos-Predict2, "
+                        "Anima or Kandinsky 5, and what is distilled from them. It is not changed itself."
                     ),
                 ),
                 io.Conditioning.Input("negative", tooltip="What should not be in the picture: a CLIP Text Encode."),

@@ -48,7 +48,7 @@ def kept_for_clones(model: ModelPatcher, negative: list) -> Kept:
 def keys_values_within(limit: float, layout: ModuleType, layers: list, text: torch.Tensor) -> dict:
     """(K-, V-) of the first layers, by layer: of as many as together take no more than `limit` bytes."""
     found, size = {}, 0
-    for layer in layers if limit > 0 else ():
+    for layer in layers if limit > 0 and hasattr(layout, "keys_values") else ():
         parts = layout.keys_values(layer, text)
         size += sum(part.numel() * part.element_size() for part in parts)
         if size > limit:

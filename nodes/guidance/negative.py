@@ -19,4 +19,6 @@ class Negative:
     end_percent: float
     blocks: frozenset[str]
     norm_limit: float
+    rule: str
+    adaptive: bool
     kept: Kept

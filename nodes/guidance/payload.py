@@ -24,8 +24,11 @@ from .layouts import find_layout, uncompiled
 from .negative import Negative
 from .prompt import Prompt, prepare
 from .regions import shares
+from .rules import RULES, reads
+from .side_stream import Call, SideStream, beside_each_other
 from .steering import Steering, installed
 
+AUTO = "auto"
 KEY = "snoopi_nasa"
 STEERED = f"{KEY}_steered"
 PICTURES = f"{KEY}_pictures"
@@ -43,6 +46,8 @@ def patch(
     name: str = "",
     kept: Kept | None = None,
     acting: list | None = None,
+    rule: str = AUTO,
+    adaptive: bool = False,
 ) -> ModelPatcher:
     """A clone of `model` that is steered away from `negative`; `model` stays as it is.
 
@@ -59,6 +64,8 @@ def patch(
             negatives of different names all act.
         kept: what outlives this patch, as `kept_for_clones` gives it; None keeps with the patch.
         acting: the entries of `negative` that act; None for all.
+        rule: one of `rules.RULES`, or `auto` for the one that suits the model's family.
+        adaptive: whether alpha is less where the prompt takes nearly all of the attention.
 
     Raises:
         ValueError: an input is unusable, or the model is of a family that is not supported.
@@ -70,6 +77,8 @@ def patch(
             f"start_percent is {start_percent} and end_percent {end_percent}: "
             f"give numbers from 0 to 1, the start not after the end."
         )
+    if rule != AUTO and rule not in RULES:
+        raise ValueError(f"There is no rule called {rule}: choose {AUTO}, {' or '.join(RULES)}.")
     if norm_limit != 0 and not 1 <= norm_limit < float("inf"):
         raise ValueError(f"norm_limit is {norm_limit}: give a number from 1 on, such as 2.5, or 0 to switch it off.")
     diffusion_model = uncompiled(model.get_model_object("diffusion_model"))
@@ -77,10 +86,17 @@ def patch(
     if layout is None:
         family = type(model.model.model_config).__name__
         raise ValueError(
-            f"The model ({family}) is of a family that NASA does not support yet, without separate cross-attention: "
-            f"use SD 1.x, SD 2.x, SDXL, PixArt, HunyuanDiT, LTX-Video, Wan, Cosmos-Predict2, Anima or Kandinsky 5."
+            f"The model ({family}) is of a family that NASA does not support yet, whose text it cannot find: use "
+            f"SD 1.x, SD 2.x, SDXL, SD 3, Flux, PixArt, HunyuanDiT, LTX-Video, Wan, Cosmos-Predict2, Anima or "
+            f"Kandinsky 5."
         )
-    check_conditioning("negative", negative, layout.width(diffusion_model), layout.NEEDS)
+    check_conditioning("negative", negative, layout.width(diffusion_model), layout.needs(diffusion_model))
+    rule = layout.RULE if rule == AUTO else rule
+    if not hasattr(layout, "alone") and ("share" in reads(rule, adaptive) or "mass" in reads(rule, adaptive)):
+        raise ValueError(
+            f"The rule {rule}{', adaptive,' if adaptive else ''} is for models such as Flux and SD 3: "
+            f"choose nasa or difference, not adaptive, for this one."
+        )
     chosen = frozenset(chosen_blocks(blocks, list(layout.blocks(diffusion_model))))
 
     model = model.clone()
@@ -92,7 +108,7 @@ def patch(
     acting = negative if acting is None else acting
     if alpha > 0 and acting:
         kept = Kept() if kept is None else kept
-        negatives[name] = Negative(acting, alpha, start_percent, end_percent, chosen, norm_limit, kept)
+        negatives[name] = Negative(acting, alpha, start_percent, end_percent, chosen, norm_limit, rule, adaptive, kept)
     if negatives:
         model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, functools.partial(_sample, negatives))
     return model
@@ -115,7 +131,8 @@ def _sample(negatives, executor, guider, sigmas, extra_args, callback, noise, la
         pictures = torch.arange(noise.shape[0], device=noise.device).view(-1, *[1] * (noise.ndim - 1))
         regions[PICTURES] = comfy.conds.CONDRegular(pictures)
     for name, entries in guider.conds.items():
-        steered = noise.new_tensor([1.0 if _is_positive(name, entries) else 0.0])
+        # Left on the host, which has to know which rows are steered without waiting for the device.
+        steered = torch.tensor([1.0 if _is_positive(name, entries) else 0.0])
         payload = regions | {STEERED: comfy.conds.CONDRegular(steered)}
         guider.conds[name] = [entry | {"model_conds": entry["model_conds"] | payload} for entry in entries]
     layout = find_layout(guider.inner_model.diffusion_model)
@@ -138,14 +155,12 @@ def _apply_model(
     pictures = kwargs.pop(PICTURES, None)
     regions = [kwargs.pop(REGION(n), None) for n in range(len(prompts))]
     acting = [(prompt, where) for prompt, where in zip(prompts, regions, strict=True) if prompt.acts_at(t[0])]
-    if steered is None or not acting:
+    if steered is None or not acting or not steered.any():
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
     if pictures is not None:
         pictures = _in_window(pictures, transformer_options)
-    model = executor.class_obj
-    steerings = _steerings(
-        layout, blocks_of(model), acting, model, x, t, steered, pictures, transformer_options, kwargs
-    )
+    model, conds = executor.class_obj, kwargs | {"c_crossattn": c_crossattn}
+    steerings = _steerings(layout, blocks_of(model), acting, model, x, t, steered, pictures, transformer_options, conds)
     with installed(layout, steerings):
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
@@ -156,9 +171,17 @@ def _steerings(layout, blocks, acting, model, x, t, steered, pictures, transform
     prompts = [prompt for prompt, _ in acting]
     strengths = [
         strength if strength.ndim == 3 else layout.spread(diffusion_model, x, strength, conds)
-        for strength in _strengths(acting, steered)
+        for strength in _strengths(acting, steered.to(x.device, non_blocking=True))
     ]
     projections = [prompt.projection(layout, blocks, model, t, pictures, transformer_options) for prompt in prompts]
+    if hasattr(layout, "alone"):
+        call = Call(layout, diffusion_model, x, conds, steered, chunks)
+        streams = [
+            SideStream(prompt.negative, projection.text, strength, call)
+            for prompt, projection, strength in zip(prompts, projections, strengths, strict=True)
+        ]
+        yield from beside_each_other(call, blocks, streams)
+        return
     for block, layers in blocks.items():
         here = [n for n, prompt in enumerate(prompts) if block in prompt.negative.blocks]
         limits = [prompts[n].negative.norm_limit for n in here if prompts[n].negative.norm_limit]
@@ -171,6 +194,7 @@ def _steerings(layout, blocks, acting, model, x, t, steered, pictures, transform
                 [projections[n].keys_values[layer] for n in kept],
                 [projections[n].text for n in texts],
                 [strengths[n] for n in kept + texts],
+                [(prompts[n].negative.rule, prompts[n].negative.adaptive) for n in kept + texts],
                 min(limits, default=0.0),
                 chunks,
                 transformer_options,

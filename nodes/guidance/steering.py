@@ -10,7 +10,7 @@ from types import MethodType, ModuleType
 
 import torch
 
-from .nasa import steer_away
+from .rules import Seen, steer_away
 
 
 class Steering:
@@ -25,14 +25,16 @@ class Steering:
         kept: (K-, V-) of the negatives whose projection is known.
         texts: the other negatives, each [1 or batch, tokens, width].
         strengths: alpha of each negative, those kept first: [batch, 1, 1], or a map as the layout's `spread` made it.
+        rules: the name of each one's rule, and whether that is adaptive.
         norm_limit: as in `steer_away`.
         chunks: which cond each equal part of the batch belongs to: ComfyUI's cond_or_uncond.
         options: the call's transformer_options.
     """
 
-    def __init__(self, layout, layer, kept, texts, strengths, norm_limit, chunks, options):
+    def __init__(self, layout, layer, kept, texts, strengths, rules, norm_limit, chunks, options):
         self.layout, self.layer, self.kept, self.texts = layout, layer, kept, texts
-        self.strengths, self.norm_limit, self.chunks, self.options = strengths, norm_limit, chunks, options
+        self.strengths, self.rules, self.norm_limit = strengths, rules, norm_limit
+        self.chunks, self.options = chunks, options
         self.queries = ()
         self.positions = None
 
@@ -47,8 +49,11 @@ class Steering:
 
         negatives = [*self.kept, *(self.layout.keys_values(self.layer, text) for text in self.texts)]
         z_negatives = [self.layout.attend(self, q, fitted(k), fitted(v)) for k, v in negatives]
-        strengths = [fitted(alpha) for alpha in self.strengths]
-        return steer_away(z, list(zip(z_negatives, strengths, strict=True)), self.norm_limit)
+        negatives = [
+            (Seen(z_negative, z_negative), fitted(alpha), *rule)
+            for z_negative, alpha, rule in zip(z_negatives, self.strengths, self.rules, strict=True)
+        ]
+        return steer_away(z, negatives, self.norm_limit)
 
 
 def remember(module, *args, **kwargs):

@@ -143,6 +143,14 @@ def _average_audio(network):
     network.casual_audio_encoder.weights.data.fill_(1.0)
 
 
+def _place(network):
+    """SD3's table of positions, which a checkpoint fills; softmaxes less sharp, which would magnify rounding."""
+    for name, parameter in network.named_parameters():
+        if ".qkv." in name:
+            parameter.data *= 0.5
+    network.pos_embed.copy_(torch.randn(network.pos_embed.shape, generator=torch.Generator().manual_seed(1)))
+
+
 def _unet(config, layers, unet, **more):
     return Family(config, unet, (4, 8, 8), "unet", layers, **{"options": _pooled, **more})
 
@@ -240,6 +248,60 @@ FAMILIES = {
 }  # fmt: skip
 
 
+def _with_pooled(tokens, random):
+    return {"pooled_output": random(1, 20)}
+
+
+FLUX = {
+    "image_model": "flux", "hidden_size": 48, "num_heads": 2, "mlp_ratio": 2.0, "depth": 2, "depth_single_blocks": 2,
+    "qkv_bias": True, "in_channels": 16, "out_channels": 16, "vec_in_dim": 20, "context_in_dim": 24,
+    "axes_dim": [4, 10, 10], "theta": 10000, "patch_size": 2, "guidance_embed": True, "txt_ids_dims": [],
+}  # fmt: skip
+FLUX2 = {
+    **FLUX, "image_model": "flux2", "global_modulation": True, "mlp_silu_act": True, "qkv_bias": False,
+    "ops_bias": False, "vec_in_dim": None, "patch_size": 1, "axes_dim": [6, 6, 6, 6], "txt_ids_dims": [3],
+    "in_channels": 128, "out_channels": 128,
+}  # fmt: skip
+SD3 = {
+    "in_channels": 16, "depth": 2, "adm_in_channels": 20, "num_patches": 64, "pos_embed_max_size": 8,
+    "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 24, "out_features": 128}},
+}  # fmt: skip
+
+#: Families with joint attention; `layers` counts the blocks, and `layout` is a key of NETWORKS in joint_truths.py.
+JOINT = {
+    "Flux": Family("Flux", FLUX, (16, 6, 8), "flux", 4, _with_pooled),
+    "Flux schnell": Family(
+        "FluxSchnell",
+        {**FLUX, "guidance_embed": False, "depth": 1, "depth_single_blocks": 1},
+        (16, 7, 5),
+        "flux",
+        2,
+        _with_pooled,
+    ),
+    "Flux 2": Family("Flux2", FLUX2, (128, 4, 4), "flux", 4, _with_pooled),
+    "SD 3": Family("SD3", SD3, (16, 6, 8), "sd3", 2, _with_pooled, settled=_place),
+    "SD 3.5 large": Family(
+        "SD3",
+        {**SD3, "qk_norm": "rms", "depth": 2, "num_blocks": 3},
+        (16, 6, 8),
+        "sd3",
+        3,
+        _with_pooled,
+        settled=_place,
+    ),
+    "SD 3.5 medium": Family(
+        "SD3",
+        {**SD3, "qk_norm": "rms", "x_block_self_attn_layers": [0]},
+        (16, 6, 8),
+        "sd3",
+        2,
+        _with_pooled,
+        settled=_place,
+    ),
+}
+ALL = FAMILIES | JOINT
+
+
 def families(*layouts):
     """The names of the families of these layouts."""
     return [name for name, family in FAMILIES.items() if family.layout in layouts]
@@ -270,7 +332,7 @@ def make_patcher(config, unet):
 
 def build(name):
     """The family's ModelPatcher, fp32 on the CPU; skips the test where this ComfyUI has no such family."""
-    family = FAMILIES[name]
+    family = ALL[name]
     model = make_patcher(family.config, family.unet)
     network = model.model.diffusion_model
     family.narrowed(network)
@@ -286,7 +348,7 @@ def build(name):
 
 def conditioning(name, seed, tokens=12, positive=False, **options):
     """What the family's text encoder hands over: CONDITIONING of one prompt, [1, tokens, width]."""
-    family = FAMILIES[name]
+    family = ALL[name]
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape):
@@ -302,7 +364,7 @@ def sample(name, model, positive, negative=None, cfg=1.0, steps=2, batch=2, seed
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, negative or positive)
     guider.set_cfg(cfg)
-    latent = torch.zeros(batch, *FAMILIES[name].latent)
+    latent = torch.zeros(batch, *ALL[name].latent)
     noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(seed))
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
     with torch.inference_mode():

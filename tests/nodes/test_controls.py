@@ -66,10 +66,15 @@ def limited(z_positive, z_negative, alpha, limit):
     return torch.where((ratio > limit)[..., None], z * (limit / ratio)[..., None], z)
 
 
+def steer_away(pack, z_positive, z_negative, alpha, limit):
+    seen = pack.rules.Seen(z_negative, z_negative)
+    return pack.rules.steer_away(z_positive, [(seen, alpha, "nasa", False)], limit)
+
+
 @pytest.mark.parametrize("alpha, limit", [(0.5, 1.0), (1.5, 1.2), (1.5, 100.0)])
 def test_norm_limit(pack, alpha, limit):
     z_positive, z_negative = torch.randn(2, 3, 50, 16, generator=torch.Generator().manual_seed(1))
-    steered = pack.nasa.steer_away(z_positive, [(z_negative, torch.full((3, 1, 1), alpha))], limit)
+    steered = steer_away(pack, z_positive, z_negative, torch.full((3, 1, 1), alpha), limit)
     torch.testing.assert_close(steered, limited(z_positive, z_negative, alpha, limit))
     norms = steered.abs().sum(-1) / z_positive.abs().sum(-1)
     assert norms.max() < limit * 1.0001
@@ -81,7 +86,7 @@ def test_norm_limit_leaves_what_is_not_steered(pack, model, text, sample):
     """CFG's own negative, which has alpha 0, keeps its bits."""
     positive, uncond = text(1), text(3)
     z = torch.randn(2, 5, 8)
-    assert torch.equal(pack.nasa.steer_away(z, [(torch.randn(2, 5, 8), torch.zeros(2, 1, 1))], 1.0), z)
+    assert torch.equal(steer_away(pack, z, torch.randn(2, 5, 8), torch.zeros(2, 1, 1), 1.0), z)
     free, held = (
         sample(pack.payload.patch(model, text(2), 1.5, norm_limit=limit), positive, uncond, 3.0) for limit in (0.0, 1.2)
     )

@@ -4,6 +4,7 @@ A layout is a module with these functions:
 
     blocks(model)                   the cross-attention layers by the name of their block, in the model's order
     width(model)                    the width of the text encoder's embeddings
+    needs(model)                    what a CONDITIONING has to carry beside its embedding
     text(model, conds, timestep)    what those layers read of a prompt, [batch, tokens, width], from ComfyUI's cond
                                     tensors of it by name; timestep is [1], in the model's own unit
     keys_values(layer, text)        K and V, each [batch, tokens, ...], as that layer attends to them
@@ -18,8 +19,8 @@ and, where patches of other nodes change the text on its way to the layers,
 
     patched(text, options)          text as they leave it, by the call's transformer_options; keys_values gets that
 
-and TEXT_CHANGES_WITH_TIME, whether `text` reads the timestep, and NEEDS, what a CONDITIONING has to carry beside its
-embedding.
+and TEXT_CHANGES_WITH_TIME, whether `text` reads the timestep, and RULE, the family's rule of `rules.RULES`. What a
+layout of joint attention has is in side_stream.py.
 """
 
 import importlib
@@ -37,6 +38,8 @@ LAYOUTS = {
     "comfy.ldm.lightricks.av_model.LTXAVModel": None,  # its text goes through connectors of its own
     "comfy.ldm.cosmos.predict2.MiniTrainDIT": "cosmos",
     "comfy.ldm.kandinsky5.model.Kandinsky5": "kandinsky",
+    "comfy.ldm.flux.model.Flux": "flux",
+    "comfy.ldm.modules.diffusionmodules.mmdit.MMDiT": "sd3",
 }
 
 

@@ -4,7 +4,7 @@ from ..steering import fit_rows, remember, steered
 from .grid import over_patches
 
 TEXT_CHANGES_WITH_TIME = False
-NEEDS = ()
+RULE = "nasa"
 
 
 def blocks(model):
@@ -14,6 +14,10 @@ def blocks(model):
 def width(model):
     attention = model.llm_adapter.blocks[0].cross_attn if hasattr(model, "llm_adapter") else model.blocks[0].cross_attn
     return attention.k_proj.in_features
+
+
+def needs(model):
+    return ()
 
 
 def text(model, conds, timestep):

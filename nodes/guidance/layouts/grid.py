@@ -1,6 +1,13 @@
 """Maps over the picture, for models that cut it into patches."""
 
+from math import prod
+
 import torch
+
+
+def patches(x: torch.Tensor, patch: tuple[int, ...]) -> int:
+    """How many image tokens latents are, in a model that pads them to whole patches."""
+    return prod(-(-length // step) for length, step in zip(x.shape[-len(patch) :], patch, strict=True))
 
 
 def over_patches(map: torch.Tensor, x: torch.Tensor, patch: tuple[int, ...]) -> torch.Tensor:

@@ -9,7 +9,7 @@ from ..steering import fit_rows, remember, steered
 from .grid import over_patches
 
 TEXT_CHANGES_WITH_TIME = False
-NEEDS = ("conditioning_mt5xl", "attention_mask", "attention_mask_mt5xl")
+RULE = "nasa"
 
 
 def blocks(model):
@@ -18,6 +18,10 @@ def blocks(model):
 
 def width(model):
     return model.text_states_dim
+
+
+def needs(model):
+    return ("conditioning_mt5xl", "attention_mask", "attention_mask_mt5xl")
 
 
 def text(model, conds, timestep):

@@ -6,7 +6,7 @@ from ..steering import fit_rows, remember, steered
 from .grid import over_patches
 
 TEXT_CHANGES_WITH_TIME = True
-NEEDS = ("pooled_output",)
+RULE = "nasa"
 
 
 def blocks(model):
@@ -15,6 +15,10 @@ def blocks(model):
 
 def width(model):
     return model.text_embeddings.in_layer.in_features
+
+
+def needs(model):
+    return ("pooled_output",)
 
 
 def text(model, conds, timestep):

@@ -6,7 +6,7 @@ from ..steering import fit_rows, remember, steered
 from .grid import over_patches
 
 TEXT_CHANGES_WITH_TIME = False
-NEEDS = ()
+RULE = "nasa"
 
 
 def blocks(model):
@@ -21,6 +21,10 @@ def blocks(model):
 def width(model):
     projection = model.caption_projection
     return model.transformer_blocks[0].attn2.to_k.in_features if projection is None else projection.linear_1.in_features
+
+
+def needs(model):
+    return ()
 
 
 def text(model, conds, timestep):

@@ -6,7 +6,7 @@ from ..steering import fit_rows, remember, steered
 from .grid import over_patches
 
 TEXT_CHANGES_WITH_TIME = False
-NEEDS = ()
+RULE = "nasa"
 
 
 def blocks(model):
@@ -15,6 +15,10 @@ def blocks(model):
 
 def width(model):
     return model.y_embedder.y_proj.fc1.in_features
+
+
+def needs(model):
+    return ()
 
 
 def text(model, conds, timestep):

@@ -10,7 +10,7 @@ from comfy.ldm.modules.attention import optimized_attention
 from ..steering import remember, rows, steered
 
 TEXT_CHANGES_WITH_TIME = False
-NEEDS = ()
+RULE = "nasa"
 
 
 class Layer(NamedTuple):
@@ -48,6 +48,10 @@ def _unwrapped(block: torch.nn.Module) -> Iterable[torch.nn.Module]:
 
 def width(unet):
     return next(iter(blocks(unet).values()))[0].attention.to_k.in_features
+
+
+def needs(unet):
+    return ()
 
 
 def text(unet, conds, timestep):

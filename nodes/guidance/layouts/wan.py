@@ -7,7 +7,7 @@ from ..steering import fit_rows, remember, steered
 from .grid import over_patches
 
 TEXT_CHANGES_WITH_TIME = False
-NEEDS = ()
+RULE = "nasa"
 
 
 def blocks(model):
@@ -19,6 +19,10 @@ def blocks(model):
 
 def width(model):
     return model.text_embedding[0].in_features
+
+
+def needs(model):
+    return ()
 
 
 def text(model, conds, timestep):

@@ -1,0 +1,62 @@
+"""Flux 1 and Flux 2: text and picture in two streams, then in one."""
+
+import torch
+
+from ..side_stream import forwards as forwards
+from ..side_stream import no_picture
+from .grid import over_patches, patches
+
+TEXT_CHANGES_WITH_TIME = False
+RULE = "difference"
+TEXT_FIRST = True
+
+
+def blocks(model):
+    """double0, double1, ..., single0, single1, ..."""
+    streams = {"double": model.double_blocks, "single": model.single_blocks}
+    return {f"{name}{number}": [block] for name, part in streams.items() for number, block in enumerate(part)}
+
+
+def width(model):
+    return model.txt_in.in_features
+
+
+def needs(model):
+    return () if model.vector_in is None else ("pooled_output",)
+
+
+def text(model, conds, timestep):
+    return model.txt_in(conds["c_crossattn"])
+
+
+def picture(model, x, conds):
+    return slice(0, patches(x, (model.patch_size, model.patch_size)))
+
+
+def positions(model, tokens, call):
+    """Of one token more, for the picture that there is not. Flux 2 counts its text along the fourth axis."""
+    ids = torch.zeros(1, tokens + 1, len(model.params.axes_dim), device=call.x.device)
+    for axis in getattr(model.params, "txt_ids_dims", [3][: ids.shape[2] - 3]):
+        ids[..., axis] = torch.arange(tokens + 1)
+    return model.pe_embedder(ids)
+
+
+def text_tokens(block, given, call):
+    if "txt" in given:
+        call.text_tokens = given["txt"].shape[1]
+    return call.text_tokens
+
+
+def alone(block, given, text, positions):
+    positions = positions.expand(len(text), *positions.shape[1:])
+    if "txt" in given:
+        return {"txt": text, "img": no_picture(text, given["img"]), "pe": positions, "attn_mask": None}
+    return {"x": text, "pe": positions[:, :, :-1], "attn_mask": None}
+
+
+def text_of(block, returned):
+    return returned[1] if isinstance(returned, tuple) else returned
+
+
+def spread(model, x, map, conds):
+    return over_patches(map, x, (model.patch_size, model.patch_size))

@@ -1,0 +1,54 @@
+"""SD3 and SD3.5: text and picture in two streams, without positions."""
+
+from ..side_stream import forwards as forwards
+from ..side_stream import no_picture
+from .grid import over_patches, patches
+
+TEXT_CHANGES_WITH_TIME = False
+RULE = "difference"
+TEXT_FIRST = True
+POSITIONAL = ("context", "x")
+
+
+def blocks(model):
+    return {str(number): [block] for number, block in enumerate(model.joint_blocks)}
+
+
+def width(model):
+    return model.context_embedder.in_features
+
+
+def needs(model):
+    return ("pooled_output",)
+
+
+def text(model, conds, timestep):
+    context = conds["c_crossattn"]
+    if model.context_processor is not None:
+        context = model.context_processor(context)
+    return model.context_embedder(context)
+
+
+def picture(model, x, conds):
+    return slice(0, patches(x, (model.patch_size, model.patch_size)))
+
+
+def positions(model, tokens, call):
+    return None
+
+
+def text_tokens(block, given, call):
+    return given["context"].shape[1]
+
+
+def alone(block, given, text, positions):
+    return {"context": text, "x": no_picture(text, given["x"])}
+
+
+def text_of(block, returned):
+    """None after the last block, which has no more use for text."""
+    return returned[0]
+
+
+def spread(model, x, map, conds):
+    return over_patches(map, x, (model.patch_size, model.patch_size))

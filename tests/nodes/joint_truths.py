@@ -1,0 +1,231 @@
+"""Whole networks of joint attention written out by hand, with a negative in them and every softmax as a matrix.
+
+Their linear layers and norms are ComfyUI's modules; what flows between them is written here.
+"""
+
+from contextlib import contextmanager
+from types import MethodType
+
+import torch
+from families import ALL
+
+
+def attend(q, *parts):
+    """softmax(q K^T / sqrt(d)) V over all parts (K, V, bias) together; [batch, heads, tokens, channels]."""
+    scores = torch.cat([q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + bias for k, _, bias in parts], dim=-1)
+    return scores.softmax(-1) @ torch.cat([v for _, v, _ in parts], dim=2)
+
+
+def total(q, k):
+    """Sum of exp(q k / sqrt(d)) over the keys, fp64."""
+    return (q.double() @ k.double().transpose(-1, -2) / q.shape[-1] ** 0.5).exp().sum(-1, keepdim=True)
+
+
+class Steer:
+    """Z of the picture's queries.
+
+    Args:
+        contexts: the negatives' embeddings, each [1 or batch, tokens, width].
+        alphas: of each, [batch, tokens of the picture or 1].
+        rule, adaptive: as in rules.py.
+        only: the names of the blocks that are steered; None for all.
+    """
+
+    def __init__(self, contexts, alphas, rule, adaptive=False, only=None):
+        self.contexts, self.alphas, self.rule, self.adaptive, self.only = contexts, alphas, rule, adaptive, only
+
+    def z(self, place, q, prompt, image, negatives):
+        """prompt, image and each of negatives: (k, v)."""
+        (kp, vp), (ki, vi) = prompt, image
+        plain = z = attend(q, (kp, vp, 0), (ki, vi, 0))
+        if self.only is not None and place not in self.only:
+            return z
+        subtracted, mass = 0, 1
+        for (kn, vn), alpha in zip(negatives, self.alphas, strict=True):
+            alpha = alpha[:, None, :, None]
+            if self.adaptive:
+                share = total(q, kp) / (total(q, kp) + total(q, kn))
+                alpha = alpha * (2 * (1 - share)).clamp(max=1).float()
+            if self.rule == "nasa":
+                z = z - alpha * attend(q, (kn, vn, 0))
+            elif self.rule == "difference":
+                z = z + alpha * (plain - attend(q, (kn, vn, 0), (ki, vi, 0)))
+            else:
+                m = (total(q, kn) / (total(q, ki) + total(q, kp))).float()
+                subtracted = subtracted + alpha * m * attend(q, (kn, vn, 0))
+                mass = mass + alpha.clamp(max=1) * m
+        return z if self.rule != "vsf" else (z - subtracted) / mass
+
+
+def rotated(x, ids, axes, theta=10000):
+    """Rope by complex numbers, pairs of neighbours: x [batch, heads, tokens, channels], ids [tokens, axes]."""
+    angles = [ids[:, n : n + 1].double() / theta ** (torch.arange(0, d, 2).double() / d) for n, d in enumerate(axes)]
+    turn = torch.polar(torch.ones(()).double(), torch.cat(angles, dim=-1))
+    pairs = torch.view_as_complex(x.double().unflatten(-1, (-1, 2)).contiguous())
+    return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
+
+
+def patchified(x, size):
+    """[batch, tokens, channels * size * size], and the ids (row, column) of its tokens."""
+    pad = [-n % size for n in x.shape[-2:]]
+    x = torch.nn.functional.pad(x, (0, pad[1], 0, pad[0]), mode="circular")
+    rows, columns = x.shape[-2] // size, x.shape[-1] // size
+    tokens = x.unflatten(-1, (columns, size)).unflatten(2, (rows, size)).permute(0, 2, 4, 1, 3, 5)
+    return (
+        tokens.flatten(3).flatten(1, 2),
+        torch.cartesian_prod(torch.arange(rows), torch.arange(columns)),
+        (rows, columns),
+    )
+
+
+def unpatchified(tokens, size, grid, shape):
+    """The reverse of `patchified`, cut to shape."""
+    x = tokens.unflatten(-1, (-1, size, size)).unflatten(1, grid).permute(0, 3, 1, 4, 2, 5)
+    return x.flatten(4).flatten(2, 3)[..., : shape[-2], : shape[-1]]
+
+
+def merged(z):
+    return z.transpose(1, 2).flatten(2)
+
+
+def flux(network, steer, x, timestep, context, y=None, guidance=None, ref_latents=(), transformer_options=None, **_):
+    from comfy.ldm.flux.layers import timestep_embedding
+
+    params = network.params
+    image, places, grid = patchified(x, network.patch_size)
+    count = image.shape[1]
+    ids = torch.cat([torch.zeros(count, 1), places, torch.zeros(count, len(params.axes_dim) - 3)], dim=1)
+    for number, latent in enumerate(ref_latents):
+        tokens, places, _ = patchified(latent, network.patch_size)
+        first = torch.full((len(places), 1), params.ref_index_scale * (number + 1))
+        image = torch.cat([image, tokens.expand(len(image), -1, -1)], dim=1)
+        more = torch.cat([first, places, torch.zeros(len(places), len(params.axes_dim) - 3)], dim=1)
+        ids = torch.cat([ids, more])
+    image = network.img_in(image)
+    vector = network.time_in(timestep_embedding(timestep, 256))
+    if params.guidance_embed:
+        vector = vector + network.guidance_in(timestep_embedding(guidance, 256))
+    if network.vector_in is not None:
+        vector = vector + network.vector_in(y)
+    negatives = steer.contexts
+    if params.global_modulation:  # Flux 2, whose prompts ComfyUI fills up to 512 tokens on the left
+        negatives = [torch.nn.functional.pad(text, (0, 0, 512 - text.shape[1], 0)) for text in negatives]
+    texts = [network.txt_in(text.expand(len(x), -1, -1)) for text in (context, *negatives)]
+
+    def text_ids(text):
+        ids = torch.zeros(text.shape[1], len(params.axes_dim))
+        if len(params.axes_dim) == 4:
+            ids[:, 3] = torch.arange(text.shape[1])
+        return ids
+
+    def qkv(attention, x, ids):
+        q, k, v = attention_in(attention, x)
+        q, k = (rotated(part, ids, params.axes_dim) for part in (q, k))
+        return q, k, v
+
+    def attention_in(qkv_norm, x):
+        linear, norm = qkv_norm
+        q, k, v = linear(x).unflatten(-1, (3, network.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k = (part / (part.square().mean(-1, keepdim=True) + 1e-6).sqrt() * scale
+                for part, scale in ((q, weight_of(norm.query_norm)), (k, weight_of(norm.key_norm))))  # fmt: skip
+        return q, k, v
+
+    def z_of(place, image_qkv, texts_qkv):
+        (qi, ki, vi), (prompt, *negatives) = image_qkv, texts_qkv
+        own = [merged(attend(q, (k, v, 0), (ki, vi, 0))) for q, k, v in texts_qkv]
+        z = steer.z(place, qi[:, :, :count], prompt[1:], (ki, vi), [part[1:] for part in negatives])
+        references = attend(qi[:, :, count:], (*prompt[1:], 0), (ki, vi, 0))
+        return merged(torch.cat([z, references], dim=2)), own
+
+    def normed(x):
+        return torch.nn.functional.layer_norm(x, x.shape[-1:], eps=1e-6)
+
+    if params.global_modulation:
+        double = network.double_stream_modulation_img(vector), network.double_stream_modulation_txt(vector)
+        single = network.single_stream_modulation(vector)[0]
+    for number, block in enumerate(network.double_blocks):
+        (i1, i2), (t1, t2) = double if params.global_modulation else (block.img_mod(vector), block.txt_mod(vector))
+        image_qkv = qkv((block.img_attn.qkv, block.img_attn.norm), normed(image) * (1 + i1.scale) + i1.shift, ids)
+        texts_qkv = [
+            qkv((block.txt_attn.qkv, block.txt_attn.norm), normed(text) * (1 + t1.scale) + t1.shift, text_ids(text))
+            for text in texts
+        ]
+        z, own = z_of(f"double{number}", image_qkv, texts_qkv)
+        image = image + i1.gate * block.img_attn.proj(z)
+        image = image + i2.gate * block.img_mlp(normed(image) * (1 + i2.scale) + i2.shift)
+        texts = [text + t1.gate * block.txt_attn.proj(z) for text, z in zip(texts, own, strict=True)]
+        texts = [text + t2.gate * block.txt_mlp(normed(text) * (1 + t2.scale) + t2.shift) for text in texts]
+    for number, block in enumerate(network.single_blocks):
+        mod = single if params.global_modulation else block.modulation(vector)[0]
+        width = 3 * network.hidden_size
+        into = [block.linear1(normed(part) * (1 + mod.scale) + mod.shift) for part in (image, *texts)]
+        pairs = [qkv((lambda x: x, block.norm), part[..., :width], place) for part, place in
+                 zip(into, [ids, *map(text_ids, texts)], strict=True)]  # fmt: skip
+        z, own = z_of(f"single{number}", pairs[0], pairs[1:])
+        out = [
+            block.linear2(torch.cat([z, block.mlp_act(part[..., width:])], dim=-1))
+            for z, part in zip((z, *own), into, strict=True)
+        ]
+        image, *texts = (part + mod.gate * more for part, more in zip((image, *texts), out, strict=True))
+    return unpatchified(network.final_layer(image[:, :count], vector), network.patch_size, grid, x.shape)
+
+
+def weight_of(norm):
+    return norm.scale if hasattr(norm, "scale") else norm.weight
+
+
+def sd3(network, steer, x, timesteps, context, y=None, control=None, transformer_options=None, **_):
+    size = network.patch_size
+    hidden = network.x_embedder(x) + network.cropped_pos_embed(x.shape[-2:])
+    vector = network.t_embedder(timesteps, dtype=x.dtype) + network.y_embedder(y)
+    texts = [network.context_embedder(text.expand(len(x), -1, -1)) for text in (context, *steer.contexts)]
+
+    def qkv(attention, x):
+        q, k, v = attention.qkv(x).unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return attention.ln_q(q), attention.ln_k(k), v
+
+    def modulated(norm, x, shift, scale):
+        return norm(x) * (1 + scale[:, None]) + shift[:, None]
+
+    for number, block in enumerate(network.joint_blocks):
+        of_text, of_image = block.context_block, block.x_block
+        mods = of_image.adaLN_modulation(vector).chunk(9 if of_image.x_block_self_attn else 6, dim=1)
+        mods_text = of_text.adaLN_modulation(vector).chunk(2 if of_text.pre_only else 6, dim=1)
+        qi, ki, vi = qkv(of_image.attn, modulated(of_image.norm1, hidden, *mods[:2]))
+        texts_qkv = [qkv(of_text.attn, modulated(of_text.norm1, text, *mods_text[:2])) for text in texts]
+        z = steer.z(str(number), qi, texts_qkv[0][1:], (ki, vi), [part[1:] for part in texts_qkv[1:]])
+        if not of_text.pre_only:
+            _, _, gate, shift, scale, gate_mlp = mods_text
+            own = [merged(attend(q, (k, v, 0), (ki, vi, 0))) for q, k, v in texts_qkv]
+            texts = [text + gate[:, None] * of_text.attn.proj(z) for text, z in zip(texts, own, strict=True)]
+            texts = [
+                text + gate_mlp[:, None] * of_text.mlp(modulated(of_text.norm2, text, shift, scale)) for text in texts
+            ]
+        more = 0
+        if of_image.x_block_self_attn:
+            q, k, v = qkv(of_image.attn2, modulated(of_image.norm1, hidden, *mods[6:8]))
+            more = mods[8][:, None] * of_image.attn2.proj(merged(attend(q, (k, v, 0))))
+        hidden = hidden + mods[2][:, None] * of_image.attn.proj(merged(z)) + more
+        hidden = hidden + mods[5][:, None] * of_image.mlp(modulated(of_image.norm2, hidden, *mods[3:5]))
+    tokens = network.final_layer(hidden, vector)
+    grid = [-(-n // size) for n in x.shape[-2:]]
+    picture = tokens.unflatten(-1, (size, size, -1)).permute(0, 1, 4, 2, 3).flatten(2)
+    return unpatchified(picture, size, grid, x.shape)
+
+
+NETWORKS = {"flux": flux, "sd3": sd3}
+
+
+@contextmanager
+def by_hand(name, model, steer):
+    """The model's network replaced by the one written out here; every row of every call is steered."""
+    network, written = model.model.diffusion_model, NETWORKS[ALL[name].layout]
+
+    def forward(network, x, timestep, context, **kwargs):
+        return written(network, steer, x, timestep, context, **kwargs)
+
+    network.forward = MethodType(forward, network)
+    try:
+        yield
+    finally:
+        del network.forward
