@@ -2,10 +2,14 @@
 
 from comfy_api.latest import io, ui
 
+from .connected import check_model, check_numbers, check_seed
+from .empty_prompt import without_empty
 from .guidance.conditioning import check_conditioning
 from .guidance.layouts import text_width
-from .preset_choice import HIDDEN, preset_for, preset_input, show
-from .sampling.one_step import check_latent, steps, with_preset
+from .preset_choice import HIDDEN, preset_for, preset_input, show, tables_now
+from .quoting import printable_errors
+from .sampling.latent import checked_latent
+from .sampling.one_step import steps, with_preset
 from .schema import schema
 from .sweep.alphas import LARGEST, MOST, alphas, refusal
 from .sweep.sheet import sheet
@@ -82,17 +86,26 @@ class NASAAlphaSweep(io.ComfyNode):
         return refusal(alpha_from, alpha_to, count) or True
 
     @classmethod
+    def fingerprint_inputs(cls, **inputs) -> str:
+        return tables_now()
+
+    @classmethod
+    @printable_errors
     def execute(
         cls, model, positive, negative, latent_image, vae, seed, preset, alpha_from, alpha_to, count
     ) -> io.NodeOutput:
+        check_model(model)
+        check_numbers(seed=seed, alpha_from=alpha_from, alpha_to=alpha_to, count=count)
+        check_seed(seed)
         check_conditioning("positive", positive, text_width(model.get_model_object("diffusion_model")))
-        check_latent(latent_image)
+        latent_image = checked_latent(latent_image)
         if vae is None:
             raise ValueError("The vae is empty, as diffusion models have none: connect a Load VAE to it.")
         strengths = alphas(alpha_from, alpha_to, count)
         choice = preset_for(cls, model, preset)
-        show(cls, choice.sentence)
+        acting, remark = without_empty(cls, negative)
+        info = show(cls, f"{choice.sentence} {remark}".rstrip())
         sampled, sigmas = steps(with_preset(model, choice.preset))
-        pictures = sweep(model, sampled, sigmas, positive, negative, latent_image, vae, seed, strengths)
+        pictures = sweep(model, sampled, sigmas, positive, negative, acting, latent_image, vae, seed, strengths)
         labels = ["no negative", *(f"alpha {alpha:.3g}" for alpha in strengths)]
-        return io.NodeOutput(sheet(pictures, labels), choice.sentence, ui=ui.PreviewText(choice.sentence))
+        return io.NodeOutput(sheet(pictures, labels), info, ui=ui.PreviewText(info))

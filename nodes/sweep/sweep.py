@@ -13,7 +13,7 @@ from ..sampling.one_step import sample
 
 def sweep(
     model: ModelPatcher, sampled: ModelPatcher, sigmas: torch.Tensor, positive: list, negative: list,
-    latent: dict, vae: VAE, seed: int, alphas: list[float],
+    acting: list, latent: dict, vae: VAE, seed: int, alphas: list[float],
 ) -> list[torch.Tensor]:  # fmt: skip
     """The pictures without the negative prompt and then with it, one for each of `alphas`, from the same noise.
 
@@ -23,6 +23,7 @@ def sweep(
     Args:
         model: what the user loaded.
         sampled, sigmas: of `sampling.one_step.steps`.
+        acting: the entries of `negative` that act.
 
     Returns:
         [batch, height, width, 3] each, 0 to 1.
@@ -31,7 +32,7 @@ def sweep(
         ValueError: the model or the negative is unusable; before any sampling.
     """
     kept = kept_for_clones(model, negative)
-    models = [patch(sampled, negative, alpha, kept=kept) for alpha in (0.0, *alphas)]
+    models = [patch(sampled, negative, alpha, kept=kept, acting=acting) for alpha in (0.0, *alphas)]
     count = len(sigmas) - 1
     report = latent_preview.prepare_callback(sampled, count * len(models))
     latents = []

@@ -34,6 +34,7 @@ CYCLE.append(CYCLE)
         (10**10_000, None),
         ({"\ud800": float("nan")}, "{'\\ud800': nan}"),
     ],
+    ids=lambda value: type(value).__name__,
 )
 def test_b11_quoted(quoting, value, expected):
     found = quoting.quoted(value)
