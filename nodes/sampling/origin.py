@@ -50,7 +50,7 @@ def origin_of(model: ModelPatcher, graph: Graph = None, node_id: str | None = No
 
 
 def _loras_in(texts: list[str]) -> Iterator[str]:
-    """The paths of the LoRAs that texts name, first those that are a name, then those inside: <lora:name:1>."""
+    """The paths of the LoRAs that texts name: first of texts that are a name, then of those that hold one."""
     yield from (path for text in texts if (path := path_of(text, LORAS)))
     for name in folder_paths.get_filename_list(LORAS[0]):
         if any(Path(name).stem in text for text in texts) and (path := path_of(name, LORAS)):

@@ -24,7 +24,8 @@ def files(server, base, untrained_checkpoint):
         prefix = "model.diffusion_model."
         unet = {name.removeprefix(prefix): file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}
     folder, loras = base / "models" / "diffusion_models", base / "models" / "loras"
-    for made in (folder, loras, base / "models" / "checkpoints"):
+    written = base / "output" / "diffusion_models"
+    for made in (folder, loras, written, base / "models" / "checkpoints"):
         made.mkdir(parents=True, exist_ok=True)
     save_file(unet, folder / INSTAFLOW)
     for name in (DMD2, PLAIN):
@@ -34,7 +35,7 @@ def files(server, base, untrained_checkpoint):
         save_lora(loras / name, LAYERS, seed)
     save_lora(loras / ENCODER_ONLY, ["lora_te_text_model_encoder_layers_0_mlp_fc1"], 9)
     yield
-    for path in (*(base / "output" / "diffusion_models").iterdir(), *folder.iterdir(), *loras.iterdir()):
+    for path in (*written.iterdir(), *folder.iterdir(), *loras.iterdir()):
         path.unlink()
 
 
@@ -130,6 +131,10 @@ KNOWN = {
     "a LoRA": ({"a": stock(PLAIN), "model": lora(["a", 0], LCM)}, "lcm"),
     "a LoRA on our loader": ({"a": ours(INSTAFLOW), "model": lora(["a", 0], LCM)}, "lcm"),
     "a LoRA at strength 0": ({"a": stock(INSTAFLOW), "model": lora(["a", 0], LCM, 0.0)}, "instaflow"),
+    "a LoRA at strength 0 for the model, 1 for the text encoder": (
+        {"a": stock(DMD2), "c": node("CheckpointLoaderSimple", ckpt_name="snoopi-shapes.safetensors"),
+         "model": node("LoraLoader", model=["a", 0], clip=["c", 1], lora_name=LCM, strength_model=0.0,
+                       strength_clip=1.0)}, "dmd2-sd15"),
     "two LoRAs, one at strength 0": (
         {"a": stock(PLAIN), "b": lora(["a", 0], LCM), "model": lora(["b", 0], YOSO, 0.0)}, "lcm"),
     "a style LoRA on a LoRA": ({"a": stock(PLAIN), "b": lora(["a", 0], LCM), "model": lora(["b", 0], STYLE)}, "lcm"),
