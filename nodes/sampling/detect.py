@@ -160,7 +160,8 @@ def _told(model: ModelPatcher, file: ModelFile) -> Choice:
         stated = contradiction(model, preset) if preset else None
         if stated:
             notes.append(
-                f"The preset {quoted(preset.name)} is not for a model that predicts {stated}, which {quoted(file.name)} is."
+                f"The preset {quoted(preset.name)} is not for a model that predicts {stated}, "
+                f"which {quoted(file.name)} is."
             )
         elif preset:
             return Choice(preset, reason, notes=tuple(notes))
@@ -182,7 +183,8 @@ def _described(file: ModelFile, backbone: str | None) -> tuple[Preset | None, st
         wanted = " and ".join(row.backbones)
         return (
             None,
-            f"The file {quoted(file.name)} names the preset {quoted(row.name)}, which is for {wanted}: that is not used.",
+            f"The file {quoted(file.name)} names the preset {quoted(row.name)}, which is for {wanted}: "
+            f"that is not used.",
         )
     if row is None and "start_timestep" not in says:
         return None, note
