@@ -105,11 +105,15 @@ def page(server):
 
 
 @pytest.fixture
-def fresh(page):
-    """Nothing lies over the canvas any more."""
-    page.reload()
+def fresh(page, server):
+    """A page of its own, with nothing of earlier tests over the canvas."""
+    page = page.context.browser.new_page(viewport={"width": 1600, "height": 900})
+    page.set_default_timeout(60_000)
+    page.goto(server.address)
     page.wait_for_function(READY)
     page.wait_for_timeout(3000)  # blueprints come last
+    yield page
+    page.close()
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
@@ -140,38 +144,38 @@ def test_workflow(page: Page, server, path):
     page.screenshot(path=FOLDER / f"{path.stem}.png")
 
 
-def test_missing_files_are_offered_for_download(page: Page, fresh):
+def test_missing_files_are_offered_for_download(fresh: Page):
     path = PACK / "workflows" / "13 DMD2 SDXL, 4 steps.json"
-    page.evaluate(LOAD, [json.loads(path.read_text()), path.stem])
-    page.get_by_text(re.compile("View details|Missing Models")).first.wait_for()  # a panel on newer frontends, a dialog
-    if page.get_by_text("View details").count():
-        page.get_by_text("View details").click()
-    page.get_by_role("button", name=re.compile("^Download")).nth(1).wait_for()
+    fresh.evaluate(LOAD, [json.loads(path.read_text()), path.stem])
+    fresh.get_by_text(re.compile("View details|Missing Models")).first.wait_for()  # by a panel, or a dialog
+    if fresh.get_by_text("View details").count():
+        fresh.get_by_text("View details").click()
+    fresh.get_by_role("button", name=re.compile("^Download")).nth(1).wait_for()
     for name in ("sd_xl_base_1.0.safetensors", "dmd2_sdxl_4step_lora_fp16.safetensors"):
-        assert page.get_by_text(name).count()
+        assert fresh.get_by_text(name).count()
 
 
 @pytest.mark.parametrize("path", BLUEPRINTS, ids=lambda path: path.stem)
-def test_blueprint_is_found_by_its_name_placed_and_makes_a_picture(page: Page, fresh, server, path):
+def test_blueprint_is_found_by_its_name_placed_and_makes_a_picture(fresh: Page, server, path):
     names = [entry["name"] for entry in json.loads(server.request("global_subgraphs")).values()]
     assert path.stem in names
-    page.evaluate(SEARCH)
-    page.wait_for_function("() => document.activeElement?.tagName === 'INPUT'")
-    page.keyboard.type(" ".join(path.stem.lower().split()[:2]))
-    page.get_by_text("with negative prompt").first.wait_for()
-    page.keyboard.press("Enter")
-    page.mouse.move(900, 400)  # newer frontends hang the node on the pointer first
-    page.wait_for_timeout(500)
-    page.mouse.click(900, 400)
-    page.wait_for_function("() => app.graph._nodes.length === 1")
+    fresh.evaluate(SEARCH)
+    fresh.wait_for_function("() => document.activeElement?.tagName === 'INPUT'")
+    fresh.keyboard.type(" ".join(path.stem.lower().split()[:2]))
+    fresh.get_by_text("with negative prompt").first.wait_for()
+    fresh.keyboard.press("Enter")
+    fresh.mouse.move(900, 400)  # newer frontends hang the node on the pointer first
+    fresh.wait_for_timeout(500)
+    fresh.mouse.click(900, 400)
+    fresh.wait_for_function("() => app.graph._nodes.length === 1")
     values = {"prompt": "a tree", "negative": "leaves", "seed": 3, "ckpt_name": PUBLISHED}
-    inputs, outputs = page.evaluate(FILL_IN, values)
+    inputs, outputs = fresh.evaluate(FILL_IN, values)
     assert inputs == list(values) and outputs == ["IMAGE"]
-    sent = page.evaluate("async () => (await app.graphToPrompt()).output").values()
+    sent = fresh.evaluate("async () => (await app.graphToPrompt()).output").values()
     texts = {node["_meta"]["title"]: node["inputs"]["text"] for node in sent if node["class_type"] == "CLIPTextEncode"}
     assert texts == {"Prompt": "a tree", "Negative prompt": "leaves"}
     (sampler,) = (node["inputs"] for node in sent if node["class_type"] == "SNOOPIOneStepSampler")
     assert sampler["seed"] == 3 and sampler["negative"] and sampler["preset"] == "auto"
-    output = page.evaluate(QUEUE)
+    output = fresh.evaluate(QUEUE)
     assert output.get("images"), output
-    page.screenshot(path=FOLDER / f"{path.stem}.png")
+    fresh.screenshot(path=FOLDER / f"{path.stem}.png")
