@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from plain_attention import plain_attention
 
 PACK = Path(__file__).parents[2]
 COMFYUI = Path(os.environ.get("COMFYUI_PATH") or PACK / "build" / "comfyui")
@@ -134,9 +135,10 @@ def build_model():
 def model(models):
     """A narrow SD 1.5, whose weights and modules must be the same after every test."""
     model = models["SD 1.5"]
-    weights = {name: value.clone() for name, value in model.model.state_dict().items()}
+    network = model.model.diffusion_model
+    weights = {name: value.clone() for name, value in network.state_dict().items()}
     yield model
-    assert all(torch.equal(value, weights[name]) for name, value in model.model.state_dict().items())
+    assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
     assert_clean(model)
 
 
@@ -176,13 +178,6 @@ def sample():
             return guider.sample(noise, latent, sampler, sigmas, callback=callback, disable_pbar=True, seed=seed)
 
     return sample
-
-
-def plain_attention(q, k, v, heads):
-    """softmax(QK^T / sqrt(d))V and merging of heads, written out."""
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
-    z = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1) @ v
-    return z.transpose(1, 2).flatten(2)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from plain_attention import plain_attention
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-3}  # x0 reaches 40 and CFG multiplies its rounding
 
@@ -123,8 +124,6 @@ def with_attn2_patch(model, patch):
 def of_blocks(patch, model, text, sample):
     """The picture with the formula by hand, where K- and V- read what `patch` makes of the negative."""
     from contextlib import ExitStack
-
-    from conftest import plain_attention
 
     context, positive = text(2)[0][0], text(1)
     _, keys, values = patch(context, context, context, {})

@@ -108,6 +108,7 @@ def test_every_node_that_reads_a_table_or_a_file_notices_a_change(sampling, user
     import folder_paths
 
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "checkpoints", ([str(tmp_path)], {".safetensors"}))
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
     (kind,) = (value for name, value in vars(getattr(sampling, f"{node}_node")).items()
                if name.startswith("SNOOPI") and hasattr(value, "define_schema"))  # fmt: skip
     inputs = {input.id: None for input in kind.define_schema().inputs} | {"preset": "sd"}
