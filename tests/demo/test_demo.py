@@ -9,10 +9,12 @@ import sys
 import pytest
 from PIL import Image
 
-from comfyui.serve import PACK
+from comfyui import workflow
+from comfyui.serve import PACK, serve
 from demo import report
-from demo.graphs import METHODS
-from training.shapes.measurement import PAIRS
+from demo.graphs import METHODS, NASA_WORKFLOW
+from training.shapes.detector import read
+from training.shapes.measurement import PAIRS, absent
 
 REPORT_KEYS = {
     "comfyui_version", "alpha", "detector_accuracy", "teacher_accuracy", "student_accuracy", "student_colors", "pairs",
@@ -60,6 +62,18 @@ def test_pictures_and_table(small):
             assert image.width > 1000 and image.height > 500
     assert str(output / "without_vs_with.png") in printed
     assert all(name in printed for name, _, _ in report.bars(made))
+
+
+def test_the_seed_of_the_demo_graph_shows_what_the_negative_does(small):
+    """The graph as it is: the unwanted thing in at least three of four pictures without, in none with."""
+    output, _, _ = small
+    with serve(output / "comfyui") as client:
+        graph = workflow.load(NASA_WORKFLOW, client.object_info())
+        made = client.run(graph).pictures
+    seen = {graph[node]["_meta"]["title"]: read(pictures[:, 4::8, 4::8]) for node, pictures in made.items()}
+    (negative,) = (node["inputs"]["text"] for node in workflow.find(graph, "Negative prompt"))
+    there = {title: [not absent(reading, negative) for reading in readings] for title, readings in seen.items()}
+    assert sum(there["Without"]) >= 3 and not any(there["With the negative prompt"])
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "not safetensors"])
