@@ -132,6 +132,7 @@ def main(arguments: list[str] | None = None) -> int:
         elif options.command == "encode":
             from . import config
             from .encode import encode_prompts
+            from .progress import StopSignal
 
             settings = config.load(options.config)
             if options.output:

@@ -322,10 +322,6 @@ def parse(content: dict, source: str = "config") -> Config:
             f"{quoted(source)}: batch_size is {config.batch_size}; it must be a multiple of micro_batch, "
             f"{config.micro_batch}."
         )
-    if config.clip and config.batch_size % config.clip.one_in:
-        raise UserError(
-            f"{quoted(source)}: clip.one_in is {config.clip.one_in}; it must divide batch_size, {config.batch_size}."
-        )
     if (pictures := len(config.sample_prompts) * config.samples_per_prompt) > MOST_PICTURES:
         raise UserError(
             f"{quoted(source)}: sample_prompts times samples_per_prompt are {pictures} pictures; a grid holds "

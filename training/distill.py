@@ -318,7 +318,9 @@ def _distill(config: Config, resume: bool, stop: Callable[[], bool], accelerator
                                 with accelerator.autocast():
                                     shown = [row - rows.start for row in seen]
                                     near = clip(x0[shown], [prompts[chosen[row]] for row in seen])
-                                clip_loss = clamped_clip_loss(*near, config.clip.margin) * clip.one_in / len(x0)
+                                # A mean over the samples of the batch that get it, whatever its size.
+                                share = config.batch_size / len(range(0, config.batch_size, clip.one_in))
+                                clip_loss = clamped_clip_loss(*near, config.clip.margin) * share / len(x0)
                             loss = loss + clip_weight * clip_loss
                             figures["clip_loss"] = figures.get("clip_loss", 0) + clip_loss.detach() / len(parts)
                         accelerator.backward(loss / len(parts))

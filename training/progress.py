@@ -81,7 +81,7 @@ def _step_of(line: bytes) -> int | None:
         step = json.loads(line)["step"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    return step if isinstance(step, int) and line.endswith(b"\n") else None
+    return step if type(step) is int and line.endswith(b"\n") else None
 
 
 class ScoreGaps:

@@ -9,7 +9,7 @@ from comfyui.serve import PACK, serve
 
 HTML = "<img src=x onerror=window.hacked=1>"
 FILE = f"{HTML}instaflow.safetensors"
-LOADER = "Auto finds the model (SNOOPI Checkpoint Loader)"
+LOADER = "06 Auto finds the model"
 SHOWN = """() => app.graph._nodes.flatMap(node => node.widgets ?? []).map(widget => String(widget.value)).filter(
     text => text.startsWith("Preset "))"""
 FAIL = """() => new Promise(resolve => {

@@ -8,7 +8,7 @@ from comfyui import workflow
 from comfyui.client import Refused
 from comfyui.serve import PACK, serve
 
-LOADER = "Auto finds the model (SNOOPI Checkpoint Loader)"
+LOADER = "06 Auto finds the model"
 PATCH = "NASA negative prompt (one step)"
 SURROGATE, EMOJI, UNPRINTABLE = "\ud800 \udcff", "\N{CAT FACE} 猫", "\0\n\x1b[31m\N{RIGHT-TO-LEFT OVERRIDE}"
 TEXTS = {"surrogate": SURROGATE, "emoji": EMOJI, "control": UNPRINTABLE, "long": EMOJI * 20_000}

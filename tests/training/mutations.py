@@ -101,7 +101,7 @@ MUTATIONS = [
         "** min(step / (steps - 1), 1.0)",
         "losses.py",
     ),
-    Mutation("CLIP's loss is a sum", "config.clip.margin) * clip.one_in / len(x0)", "config.clip.margin)"),
+    Mutation("CLIP's loss is a sum", "config.clip.margin) * share / len(x0)", "config.clip.margin)"),
     Mutation("CLIP reads other prompts", "prompts[chosen[row]] for row", "prompts[chosen[row - 1]] for row"),
     Mutation("CLIP sees pictures unclamped", ".clamp(0, 1)  #", "  #", "clip.py"),
     Mutation(

@@ -37,7 +37,7 @@ LORA = {
     "betas": [0.5, 0.99],
     "null_probability": 0.5,
 }
-CLIP = {"weight": 3.0, "final_weight": 0.0042, "margin": 0.9, "decoder": None, "one_in": 2}
+CLIP = {"weight": 3.0, "final_weight": 0.0042, "margin": 0.9, "decoder": None, "one_in": 3}
 NASA = {"alpha": [0.0, 1.0]}
 
 CASES = {
