@@ -9,7 +9,7 @@ from comfyui.client import Refused
 from comfyui.serve import PACK, serve
 
 LOADER = "06 Auto finds the model"
-PATCH = "NASA negative prompt (one step)"
+PATCH = "02 With and without"
 SURROGATE, EMOJI, UNPRINTABLE = "\ud800 \udcff", "\N{CAT FACE} 猫", "\0\n\x1b[31m\N{RIGHT-TO-LEFT OVERRIDE}"
 TEXTS = {"surrogate": SURROGATE, "emoji": EMOJI, "control": UNPRINTABLE, "long": EMOJI * 20_000}
 FILES = {"emoji": "\N{CAT FACE}.safetensors", "not UTF-8": "\udcff\udcfe.safetensors", "pickle": "\udcff.ckpt"}
@@ -21,7 +21,7 @@ def windows_server(tmp_path_factory, untrained_checkpoint):
     base = tmp_path_factory.mktemp("cp1252")
     folder = base / "models" / "checkpoints"
     folder.mkdir(parents=True)
-    (folder / "snoopi-shapes.safetensors").symlink_to(untrained_checkpoint)
+    (folder / "sd_turbo.safetensors").symlink_to(untrained_checkpoint)
     for name in FILES.values():
         (folder / name).write_bytes(b"not a model" * 100)
     (base / "user").mkdir()
@@ -62,7 +62,8 @@ def test_b11_a_text_that_cannot_be_printed_is_one_sentence(any_server, text):
     for prompt in bad:
         if "Value not in list" not in (sentence := refusal(any_server, prompt)):  # newer ComfyUI's own, which lives too
             assert len(sentence) < 640 and sentence.isprintable()
-    assert any_server.run(workflow.with_values(patch, SNOOPIOneStepSampler={"seed": len(text)}), timeout=60).pictures
+    good = {"seed": len(text), "preset": "snoopi-shapes"}
+    assert any_server.run(workflow.with_values(patch, SNOOPIOneStepSampler=good), timeout=60).pictures
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such file names")
