@@ -9,7 +9,7 @@ from comfyui.client import Refused
 from comfyui.serve import PACK, serve
 
 LOADER = "06 Auto finds the model"
-PATCH = "02 With and without"
+PATCH = "91 Demo model, with and without"
 SURROGATE, EMOJI, UNPRINTABLE = "\ud800 \udcff", "\N{CAT FACE} 猫", "\0\n\x1b[31m\N{RIGHT-TO-LEFT OVERRIDE}"
 TEXTS = {"surrogate": SURROGATE, "emoji": EMOJI, "control": UNPRINTABLE, "long": EMOJI * 20_000}
 FILES = {"emoji": "\N{CAT FACE}.safetensors", "not UTF-8": "\udcff\udcfe.safetensors", "pickle": "\udcff.ckpt"}
@@ -21,7 +21,8 @@ def windows_server(tmp_path_factory, untrained_checkpoint):
     base = tmp_path_factory.mktemp("cp1252")
     folder = base / "models" / "checkpoints"
     folder.mkdir(parents=True)
-    (folder / "sd_turbo.safetensors").symlink_to(untrained_checkpoint)
+    for name in ("sd_turbo.safetensors", "snoopi-shapes.safetensors"):  # of the two graphs
+        (folder / name).symlink_to(untrained_checkpoint)
     for name in FILES.values():
         (folder / name).write_bytes(b"not a model" * 100)
     (base / "user").mkdir()
