@@ -35,7 +35,7 @@ def checked_latent(latent: object) -> dict:
     if latent.get("noise_mask") is not None:
         checked["noise_mask"] = _checked_mask(latent["noise_mask"])
     if latent.get("batch_index") is not None:
-        _check_batch_index(latent["batch_index"], samples.shape[0])
+        checked["batch_index"] = _checked_batch_index(latent["batch_index"], samples.shape[0])
     for name in DOWNSCALES:
         value = latent.get(name)
         if value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
@@ -96,7 +96,7 @@ def _checked_mask(mask: object) -> torch.Tensor:
     return _numbers("noise mask of latent_image", mask)
 
 
-def _check_batch_index(index: object, batch: int) -> None:
+def _checked_batch_index(index: object, batch: int) -> list[int]:
     try:
         numbers = [operator.index(number) for number in index]
     except TypeError:
@@ -107,3 +107,4 @@ def _check_batch_index(index: object, batch: int) -> None:
             f"The batch_index of latent_image is {as_written(index)}, which does not number its {batch} pictures: "
             f"use Latent From Batch to take some of a batch."
         )
+    return numbers
