@@ -383,7 +383,6 @@ USABLE = {
     "batch_index a tensor": {**samples(), "batch_index": torch.arange(3)},
     "downscale_ratio_spacial": {**samples(), "downscale_ratio_spacial": 8},
     "downscale_ratio_spacial None": {**samples(), "downscale_ratio_spacial": None},
-    "downscale_ratio_temporal": {**samples(), "downscale_ratio_temporal": 4},
     "mask of ones": {**samples(), "noise_mask": ones(1, 1, 8, 8)},
     "mask of ones in bools": {**samples(), "noise_mask": ones(1, 64, 64) > 0},
     "mask of ones in integers": {**samples(), "noise_mask": ones(64, 64).long()},
@@ -414,6 +413,7 @@ def test_latents_of_other_kinds_give_the_same_picture(model, text, run, name):
     {"samples": torch.full((1, 4, 8, 8), 0.5).double()},
     {"samples": torch.full((1, 4, 8, 8), 0.5).bfloat16(), "noise_mask": drawn(1, 1, 8, 8)},
     {"samples": torch.zeros(1, 4, 3, 13)},
+    {"samples": torch.zeros(1, 4, 8, 8), "downscale_ratio_temporal": 4},  # newer cores make it higher
 ])  # fmt: skip
 def test_latents_that_a_ksampler_accepts(model, text, run, latent):
     import nodes
