@@ -15,7 +15,11 @@ def check_model(model: object) -> None:
 def check_numbers(**inputs: object) -> None:
     """Raise ValueError, one sentence that names the input, unless all are numbers."""
     for name, value in inputs.items():
-        if isinstance(value, str) or not hasattr(value, "__float__"):
+        try:
+            number = None if isinstance(value, str) else float(value)
+        except (TypeError, ValueError, OverflowError, RuntimeError):  # a whole number of 400 digits, a whole tensor
+            number = None
+        if number is None:
             raise ValueError(f"{name} is {as_written(value)}: give it a number.")
 
 

@@ -49,7 +49,7 @@ def check_places(name: str, conditioning: list, noise: torch.Tensor) -> None:
         conds = [cond]
         try:
             comfy.samplers.resolve_areas_and_cond_masks_multidim(conds, noise.shape[2:], noise.device)
-            region(conds[0] | {"strength": 1.0}, noise)
+            region({key: conds[0][key] for key in conds[0] if key != "default"} | {"strength": 1.0}, noise)
         except Exception as error:
             if "mask" in cond:
                 mask, dtype = " x ".join(map(str, cond["mask"].shape)), str(cond["mask"].dtype).removeprefix("torch.")

@@ -98,7 +98,8 @@ def sample(
         The LATENT with new samples in fp32.
 
     Raises:
-        ValueError: the latent or the positive does not fit the model; one sentence that names it.
+        ValueError: the latent or the positive does not fit the model, or the picture is not finite; one sentence that
+            names it.
     """
     downscale = {key: latent[key] for key in DOWNSCALES if key in latent}
     known = inspect.signature(comfy.sample.fix_empty_latent_channels).parameters  # older cores know none of them
@@ -129,6 +130,11 @@ def sample(
         seed=seed,
     )
     samples = samples.to(comfy.model_management.intermediate_device())
+    if not torch.isfinite(samples).all():
+        raise ValueError(
+            "The picture came out as NaN or infinite numbers: start ComfyUI with --force-fp32, or look for a LoRA, a "
+            "prompt weight or a latent with very large numbers."
+        )
     return {key: value for key, value in latent.items() if key not in downscale} | {"samples": samples}
 
 

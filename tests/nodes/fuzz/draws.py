@@ -18,8 +18,8 @@ PRESETS = ["auto", "sd", "sid-lsg", "lcm", "instaflow", "pg-sb-sd15", "dmd2-sd15
 
 LATENTS = [
     (1, 4, 8, 8), (1, 4, 8, 8), (2, 4, 8, 8), (1, 4, 5, 9), (1, 16, 8, 8), (1, 0, 8, 8), (0, 4, 8, 8), (1, 4, 0, 8),
-    (4, 8, 8), (1, 4, 1, 8, 8), (1, 4, 3, 8, 8), (1, 1, 4, 1, 8, 8), (8,), (), (1, 3, 8, 8), (1, 4, 1, 2), (1, 5, 8, 8),
-]  # narrow models norm groups of one channel, so that 1 x 1 is too small for them  # fmt: skip
+    (4, 8, 8), (1, 4, 1, 8, 8), (1, 4, 3, 8, 8), (1, 1, 4, 1, 8, 8), (8,), (), (1, 3, 8, 8), (1, 4, 2, 4), (1, 5, 8, 8),
+]  # narrow models norm groups of one channel, so that 2 x 2 is too small for them  # fmt: skip
 AREAS = [
     (8, 8, 0, 0), (4, 4, 4, 4), (4, 4, 99, 99), (0, 0, 0, 0), (-4, 4, 0, 0), (4, 4), "area", None, (0.5, 0.5, 0.5, 0.5),
     ("percentage", 0.5, 0.5, 0.5, 0.5), ("percentage", 2.0, float("nan"), 0, 0),
