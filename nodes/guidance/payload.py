@@ -17,6 +17,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
+from ..quoting import quoted
 from .blocks import ALL, chosen_blocks
 from .conditioning import check_conditioning
 from .kept import Kept
@@ -77,8 +78,8 @@ def patch(
             f"start_percent is {start_percent} and end_percent {end_percent}: "
             f"give numbers from 0 to 1, the start not after the end."
         )
-    if rule != AUTO and rule not in RULES:
-        raise ValueError(f"There is no rule called {rule}: choose {AUTO}, {' or '.join(RULES)}.")
+    if rule not in (AUTO, *RULES):
+        raise ValueError(f"There is no rule called {quoted(rule)}: choose {AUTO}, {', '.join(RULES)}.")
     if norm_limit != 0 and not 1 <= norm_limit < float("inf"):
         raise ValueError(f"norm_limit is {norm_limit}: give a number from 1 on, such as 2.5, or 0 to switch it off.")
     diffusion_model = uncompiled(model.get_model_object("diffusion_model"))
