@@ -5,8 +5,7 @@ from comfy_api.latest import io, ui
 from .connected import check_model, check_numbers
 from .empty_prompt import without_empty
 from .guidance.blocks import ALL
-from .guidance.payload import AUTO, patch
-from .guidance.rules import RULES
+from .guidance.payload import patch
 from .preset_choice import HIDDEN, show
 from .quoting import printable_errors
 from .schema import advanced, schema
@@ -91,29 +90,6 @@ class NASACrossAttentionPatch(io.ComfyNode):
                         ),
                     )
                 ),
-                advanced(
-                    io.Combo.Input(
-                        "rule",
-                        options=[AUTO, *RULES],
-                        default=AUTO,
-                        optional=True,
-                        tooltip=(
-                            "How the negative is taken away. auto takes what suits the model: nasa, the paper's, where "
-                            "the prompt has an attention of its own; difference for Flux and SD 3, which share one."
-                        ),
-                    )
-                ),
-                advanced(
-                    io.Boolean.Input(
-                        "adaptive",
-                        default=False,
-                        optional=True,
-                        tooltip=(
-                            "For Flux and SD 3: steers less where the picture looks at the prompt alone, so that a "
-                            "negative that has nothing to do with the picture changes little."
-                        ),
-                    )
-                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model, steered away from the negative prompt.")
@@ -124,25 +100,12 @@ class NASACrossAttentionPatch(io.ComfyNode):
     @classmethod
     @printable_errors
     def execute(
-        cls,
-        model,
-        negative,
-        alpha,
-        start_percent,
-        end_percent,
-        blocks=ALL,
-        norm_limit=0.0,
-        name="",
-        rule=AUTO,
-        adaptive=False,
+        cls, model, negative, alpha, start_percent, end_percent, blocks=ALL, norm_limit=0.0, name=""
     ) -> io.NodeOutput:
         check_model(model)
         check_numbers(alpha=alpha, start_percent=start_percent, end_percent=end_percent, norm_limit=norm_limit)
         acting, remark = without_empty(cls, negative)
-        patched = patch(
-            model, negative, alpha, start_percent, end_percent, blocks, norm_limit, name,
-            acting=acting, rule=rule, adaptive=adaptive,
-        )  # fmt: skip
+        patched = patch(model, negative, alpha, start_percent, end_percent, blocks, norm_limit, name, acting=acting)
         if not remark:
             return io.NodeOutput(patched)
         show(cls, remark)
