@@ -16,8 +16,10 @@ import comfy.model_patcher
 import comfy.ops
 import comfy.samplers
 import comfy.supported_models
+import comfy.utils
 import pytest
 import torch
+from comfy.nested_tensor import NestedTensor
 
 UNET = {
     "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [2, 2, 2],
@@ -45,6 +47,17 @@ LTXV = {
     "image_model": "ltxv", "in_channels": 128, "cross_attention_dim": 48, "attention_head_dim": 12,
     "num_attention_heads": 4, "caption_channels": 24, "num_layers": 3,
 }  # fmt: skip
+LTXAV = {
+    **LTXV, "image_model": "ltxav", "audio_in_channels": 128, "audio_attention_head_dim": 8,
+    "audio_num_attention_heads": 4, "audio_cross_attention_dim": 32, "connector_attention_head_dim": 6,
+    "connector_num_attention_heads": 4, "connector_num_layers": 1,
+}  # fmt: skip
+#: LTX-Video 2.3, whose text encoder gives a text for video and one for sound, side by side.
+LTXAV_ADALN = {
+    **LTXAV, "cross_attention_adaln": True, "apply_gated_attention": True, "caption_proj_before_connector": True,
+    "caption_projection_first_linear": False, "connector_attention_head_dim": 12,
+    "audio_connector_attention_head_dim": 8, "connector_apply_gated_attention": True,
+}  # fmt: skip
 KANDINSKY = {
     "image_model": "kandinsky5", "model_dim": 48, "ff_dim": 64, "time_dim": 24, "axes_dims": (4, 4, 4),
     "num_text_blocks": 2, "num_visual_blocks": 3, "in_text_dim": 24, "in_text_dim2": 20,
@@ -66,6 +79,7 @@ class Family:
         narrowed: replaces parts whose width no argument sets; takes the network.
         settled: corrects random weights that would not do.
         width: of the text.
+        sound: the shape of the sound that goes with a latent; () for none.
     """
 
     config: str
@@ -78,6 +92,7 @@ class Family:
     narrowed: Callable = lambda network: None
     settled: Callable = lambda network: None
     width: int = 24
+    sound: tuple[int, ...] = ()
 
 
 def _pooled(tokens, random):
@@ -87,6 +102,10 @@ def _pooled(tokens, random):
 def _padded(tokens, random):
     """The last two tokens are padding, as a T5 that pads to a fixed length hands over."""
     return {"attention_mask": torch.tensor([[1] * (tokens - 2) + [0] * 2])}
+
+
+def _before_connectors(tokens, random):
+    return {"unprocessed_ltxav_embeds": True}
 
 
 def _hunyuan_dit(tokens, random):
@@ -206,6 +225,13 @@ FAMILIES = {
         (4, 8, 8), "hunyuan_dit", 4, _hunyuan_dit,
     ),
     "LTX-Video": Family("LTXV", LTXV, (128, 2, 4, 4), "ltx_video", 3, _padded),
+    "LTX-Video with adaln": Family(
+        "LTXV", {**LTXV, "cross_attention_adaln": True}, (128, 2, 4, 4), "ltx_video", 3, _padded
+    ),
+    "LTX-Video 2": Family("LTXAV", LTXAV, (128, 2, 4, 4), "ltx_video_2", 6, _before_connectors, sound=(8, 5, 16)),
+    "LTX-Video 2.3": Family(
+        "LTXAV", LTXAV_ADALN, (128, 2, 4, 4), "ltx_video_2", 6, _before_connectors, width=80, sound=(8, 5, 16)
+    ),
     "Wan 2.1 T2V": _wan("WAN21_T2V"),
     "Wan 2.1 I2V": _wan("WAN21_I2V", unet={"model_type": "i2v", "in_dim": 36}, positive=_clip_vision),
     "Wan 2.1 FunControl": _wan(
@@ -335,6 +361,8 @@ def build(name):
     family = ALL[name]
     model = make_patcher(family.config, family.unet)
     network = model.model.diffusion_model
+    if "cross_attention_adaln" in family.unet and not hasattr(network, "cross_attention_adaln"):
+        pytest.skip(f"this ComfyUI has no {name}")
     family.narrowed(network)
     generator = torch.Generator().manual_seed(0)
     for key, parameter in network.named_parameters():
@@ -359,14 +387,18 @@ def conditioning(name, seed, tokens=12, positive=False, **options):
     return [[embedding, {**more, **options}]]
 
 
-def sample(name, model, positive, negative=None, cfg=1.0, steps=2, batch=2, seed=7):
-    """Latents [batch, ...] of a CFGGuider with the euler sampler."""
+def sample(name, model, positive, negative=None, cfg=1.0, steps=2, batch=2, seed=7, mask=None):
+    """Latents [batch, ...] of a CFGGuider with the euler sampler; with sound in one row, as ComfyUI packs them."""
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, negative or positive)
     guider.set_cfg(cfg)
-    latent = torch.zeros(batch, *ALL[name].latent)
-    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(seed))
+    latent, generator = torch.zeros(batch, *ALL[name].latent), torch.Generator().manual_seed(seed)
+    noise = torch.randn(latent.shape, generator=generator)
+    if ALL[name].sound:
+        latent = NestedTensor([latent, torch.zeros(batch, *ALL[name].sound)])
+        noise = NestedTensor([noise, torch.randn(batch, *ALL[name].sound, generator=generator)])
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
     with torch.inference_mode():
         sampler = comfy.samplers.sampler_object("euler")
-        return guider.sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=seed)
+        sampled = guider.sample(noise, latent, sampler, sigmas, denoise_mask=mask, disable_pbar=True, seed=seed)
+    return comfy.utils.pack_latents(sampled.unbind())[0] if ALL[name].sound else sampled
