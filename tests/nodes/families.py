@@ -38,6 +38,11 @@ COSMOS = {
     "adaln_lora_dim": 8, "num_blocks": 3, "num_heads": 2, "extra_per_block_abs_pos_emb": False,
     "rope_h_extrapolation_ratio": 4.0, "rope_w_extrapolation_ratio": 4.0, "rope_enable_fps_modulation": False,
 }  # fmt: skip
+COSMOS_1 = {
+    **{key: COSMOS[key] for key in COSMOS if key != "rope_enable_fps_modulation"}, "image_model": "cosmos",
+    "block_x_format": "THWBD", "affline_emb_norm": True, "extra_per_block_abs_pos_emb": True,
+    "extra_per_block_abs_pos_emb_type": "learnable",
+}  # fmt: skip
 PIXART = {"depth": 3, "hidden_size": 48, "num_heads": 4, "caption_channels": 24, "model_max_length": 10}
 HUNYUAN = {
     "depth": 4, "hidden_size": 64, "num_heads": 4, "text_states_dim": 24, "text_states_dim_t5": 32, "text_len": 6,
@@ -262,6 +267,7 @@ FAMILIES = {
     ),
     "Cosmos-Predict2 T2I": Family("CosmosT2IPredict2", COSMOS, (16, 1, 8, 8), "cosmos", 3),
     "Cosmos-Predict2 I2V": Family("CosmosI2VPredict2", {**COSMOS, "in_channels": 17}, (16, 3, 8, 8), "cosmos", 3),
+    "Cosmos 1": Family("CosmosT2V", COSMOS_1, (16, 3, 8, 8), "cosmos_1", 3),
     "Anima": Family(
         "Anima", {**COSMOS, "image_model": "anima"}, (16, 1, 8, 8), "anima", 3, _anima, narrowed=_narrow_adapter
     ),
@@ -278,6 +284,11 @@ def _with_pooled(tokens, random):
     return {"pooled_output": random(1, 20)}
 
 
+def _counted(tokens, random):
+    """A mask without padding, whose sum OmniGen 2 takes for the number of tokens."""
+    return {"attention_mask": torch.ones(1, tokens, dtype=torch.long)}
+
+
 FLUX = {
     "image_model": "flux", "hidden_size": 48, "num_heads": 2, "mlp_ratio": 2.0, "depth": 2, "depth_single_blocks": 2,
     "qkv_bias": True, "in_channels": 16, "out_channels": 16, "vec_in_dim": 20, "context_in_dim": 24,
@@ -287,6 +298,10 @@ FLUX2 = {
     **FLUX, "image_model": "flux2", "global_modulation": True, "mlp_silu_act": True, "qkv_bias": False,
     "ops_bias": False, "vec_in_dim": None, "patch_size": 1, "axes_dim": [6, 6, 6, 6], "txt_ids_dims": [3],
     "in_channels": 128, "out_channels": 128,
+}  # fmt: skip
+OMNIGEN2 = {
+    "image_model": "omnigen2", "hidden_size": 48, "num_layers": 2, "num_refiner_layers": 1, "num_attention_heads": 2,
+    "num_kv_heads": 1, "multiple_of": 8, "axes_dim_rope": [8, 8, 8], "axes_lens": [16, 16, 16], "text_feat_dim": 24,
 }  # fmt: skip
 SD3 = {
     "in_channels": 16, "depth": 2, "adm_in_channels": 20, "num_patches": 64, "pos_embed_max_size": 8,
@@ -305,6 +320,28 @@ JOINT = {
         _with_pooled,
     ),
     "Flux 2": Family("Flux2", FLUX2, (128, 4, 4), "flux", 4, _with_pooled),
+    "Ovis-Image": Family(
+        "Flux",
+        {
+            **FLUX,
+            "guidance_embed": False,
+            "vec_in_dim": None,
+            "txt_norm": True,
+            "yak_mlp": True,
+            "txt_ids_dims": [1, 2],
+        },
+        (16, 6, 8),
+        "ovis",
+        4,
+    ),
+    "LongCat": Family(
+        "LongCatImage",
+        {**FLUX, "guidance_embed": False, "vec_in_dim": None, "txt_ids_dims": [1, 2]},
+        (16, 6, 8),
+        "flux",
+        4,
+    ),
+    "OmniGen 2": Family("Omnigen2", OMNIGEN2, (16, 6, 7), "omnigen2", 2, _counted),
     "SD 3": Family("SD3", SD3, (16, 6, 8), "sd3", 2, _with_pooled, settled=_place),
     "SD 3.5 large": Family(
         "SD3",
@@ -361,7 +398,8 @@ def build(name):
     family = ALL[name]
     model = make_patcher(family.config, family.unet)
     network = model.model.diffusion_model
-    if "cross_attention_adaln" in family.unet and not hasattr(network, "cross_attention_adaln"):
+    newer = [part for part in ("cross_attention_adaln", "txt_norm") if part in family.unet]
+    if not all(hasattr(network, part) for part in newer):
         pytest.skip(f"this ComfyUI has no {name}")
     family.narrowed(network)
     generator = torch.Generator().manual_seed(0)

@@ -21,6 +21,7 @@ class Truth:
         keys, values: (attention, text) -> [rows, tokens, channels].
         text: (network, attention's name, embedding, options, seen) -> the tokens that keys and values read.
         rotated: (q [rows, image tokens, heads, channels], arguments of the attention) -> q after rope.
+        placed: (Z [rows, image tokens, channels]) -> as `out` takes it.
         gates: (attention, its arguments) -> what multiplies Z [rows, image tokens, heads, channels].
     """
 
@@ -32,6 +33,7 @@ class Truth:
     values: Callable
     text: Callable
     rotated: Callable = lambda q, arguments: q
+    placed: Callable = lambda z: z
     gates: Callable = lambda layer, arguments: 1.0
 
 
@@ -164,6 +166,14 @@ TRUTHS = {
     ),
     "wan": Truth(("comfy.ldm.wan.model.Wan", ".cross_attn"), **WAN),  # WanT2VCrossAttention, WanI2VCrossAttention
     "cosmos": Truth(**COSMOS, text=plain_text),
+    "cosmos_1": Truth(
+        ("comfy.ldm.cosmos.blocks.Attention", ".blocks.1.block.attn"), "to_q.1", "to_out", "heads",
+        keys=lambda layer, text: normed(layer.to_k[1], layer.to_k[0](text), layer.heads),
+        values=lambda layer, text: layer.to_v[0](text),
+        text=plain_text,
+        rotated=lambda q, arguments: q.transpose(1, 2),  # heads come first
+        placed=lambda z: z.transpose(0, 1),
+    ),
     "anima": Truth(**COSMOS, text=anima_text),
     "kandinsky": Truth(
         ("comfy.ldm.kandinsky5.model.CrossAttention", ".cross_attention"), "query_norm", "out_layer", "num_heads",
@@ -217,7 +227,8 @@ def truth(name, model, negative, alpha=ALPHA, only=None, where=None):
             k, v = (x.expand(len(q), -1, -1).unflatten(-1, (heads, -1)).transpose(1, 2) for x in (k, v))
             negative_z = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1) @ v
             negative_z = (negative_z.transpose(1, 2) * layout.gates(layer, seen[layer, "arguments"])).flatten(2)
-            return (z - alpha * (negative_z if where is None else where(key, z) * negative_z),)
+            negative_z = negative_z if where is None else where(key, z) * negative_z
+            return (z - alpha * layout.placed(negative_z),)
 
         return before_output
 

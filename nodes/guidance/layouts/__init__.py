@@ -36,6 +36,8 @@ LAYOUTS = {
     "comfy.ldm.wan.model.WanModel": "wan",
     "comfy.ldm.lightricks.model.LTXVModel": "ltx_video",
     "comfy.ldm.cosmos.predict2.MiniTrainDIT": "cosmos",
+    "comfy.ldm.cosmos.model.GeneralDIT": "cosmos_1",
+    "comfy.ldm.omnigen.omnigen2.OmniGen2Transformer2DModel": "omnigen2",
     "comfy.ldm.kandinsky5.model.Kandinsky5": "kandinsky",
     "comfy.ldm.flux.model.Flux": "flux",
     "comfy.ldm.modules.diffusionmodules.mmdit.MMDiT": "sd3",
