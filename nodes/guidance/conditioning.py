@@ -14,13 +14,15 @@ STRENGTHS = ("strength", "mask_strength")
 UNREADABLE = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError)
 
 
-def check_conditioning(name: str, conditioning: list, width: int | None, needs: tuple[str, ...] = ()) -> None:
+def check_conditioning(
+    name: str, conditioning: list, width: int | tuple[int, ...] | None, needs: tuple[str, ...] = ()
+) -> None:
     """Raise ValueError, one sentence that names the input and the remedy, unless every entry is usable.
 
     Args:
         name: the node's input, for the sentence.
         conditioning: ComfyUI's list of [embedding [batch, tokens, width], options].
-        width: what the model reads; None to accept any.
+        width: what the model reads, or the several that it does; None to accept any.
         needs: the options that the model reads beside the embedding.
     """
     if conditioning is None or (isinstance(conditioning, (list, tuple)) and not conditioning):
@@ -33,10 +35,11 @@ def check_conditioning(name: str, conditioning: list, width: int | None, needs: 
     for embedding, options, *_ in conditioning:
         if not torch.is_tensor(embedding) or embedding.is_meta or embedding.ndim != 3 or 0 in embedding.shape:
             raise ValueError(f"The {name} conditioning holds no text embedding: connect a CLIP Text Encode to it.")
-        if width is not None and embedding.shape[-1] != width:
+        widths = width if isinstance(width, tuple) else (width,)
+        if width is not None and embedding.shape[-1] not in widths:
             raise ValueError(
-                f"The {name} conditioning is {embedding.shape[-1]} wide, but this model reads text {width} wide: "
-                f"encode it with the CLIP that belongs to the model."
+                f"The {name} conditioning is {embedding.shape[-1]} wide, but this model reads text "
+                f"{' or '.join(map(str, widths))} wide: encode it with the CLIP that belongs to the model."
             )
         for tensor in (embedding, options.get("pooled_output")):
             if torch.is_tensor(tensor) and not is_finite(tensor):

@@ -59,7 +59,9 @@ class Prompt:
             pictures: which of the latents that are sampled each row is, [batch, 1, 1, ...]; None will do at `count` 1.
         """
         patched = hasattr(layout, "patched") and "attn2_patch" in options.get("patches", {})
-        lasting = self.lasting and not layout.TEXT_CHANGES_WITH_TIME and not patched
+        changes = layout.TEXT_CHANGES_WITH_TIME
+        changes = changes(uncompiled(model.diffusion_model)) if callable(changes) else changes
+        lasting = self.lasting and not changes and not patched
         kept = self.negative.kept.of(self.patcher, self.dtype) if lasting else {}
         place = t.device, self.number
         if place not in kept:
@@ -114,9 +116,11 @@ def prepare(negative: Negative, guider, noise, latent_image, denoise_mask, seed)
     """
     model = guider.inner_model
     conds = [_scheduled(cond, negative) for cond in comfy.sampler_helpers.convert_cond(negative.conditioning)]
+    # Of the parts that a latent is packed of, as LTX 2's video and sound.
+    shapes = {"latent_shapes": model.latent_shapes} if getattr(model, "latent_shapes", None) else {}
     try:
         conds = comfy.samplers.process_conds(
-            model, noise, {"negative": conds}, noise.device, latent_image, denoise_mask, seed
+            model, noise, {"negative": conds}, noise.device, latent_image, denoise_mask, seed, **shapes
         )["negative"]
         regions = [region(entry, noise) for entry in conds]
     except (*UNREADABLE, ValueError) as error:

@@ -19,7 +19,8 @@ def region(cond: dict, noise: torch.Tensor) -> torch.Tensor | None:
         noise: [batch, channels, (frames,) height, width].
 
     Returns:
-        [batch, 1, (frames,) height, width] in the dtype of the noise.
+        [batch, 1, (frames,) height, width] in the dtype of the noise; [batch, 1, 1] where that is [batch, 1, numbers],
+        a video and its sound in one row, in which nothing has a place.
     """
     if "default" in cond or not cond.keys() & {"area", "mask", "strength"}:
         return None
@@ -34,7 +35,7 @@ def region(cond: dict, noise: torch.Tensor) -> torch.Tensor | None:
     if 0 in view.shape:
         raise IndexError("an area of no size")
     view.copy_(part.mult[:, :1])
-    return strength
+    return strength[..., :1] if noise.ndim == 3 else strength
 
 
 def check_places(name: str, conditioning: list, noise: torch.Tensor) -> None:

@@ -36,13 +36,14 @@ class Steering:
         self.strengths, self.rules, self.norm_limit = strengths, rules, norm_limit
         self.chunks, self.options = chunks, options
         self.queries = ()
+        self.gates, self.gate = (), None
         self.positions = None
 
     def steer(self, z: torch.Tensor) -> torch.Tensor:
         """Z_NASA from Z+ [batch, image tokens, channels] and the queries that were asked for since the last time."""
-        queries, self.queries = self.queries, ()
-        alike = [q for q in queries if q.shape[0] == z.shape[0]]
-        q = alike[0] if alike else torch.cat(queries)  # another pack may ask for some rows at a time
+        q, self.queries = _whole(self.queries, z.shape[0]), ()
+        if self.gates:
+            self.gate, self.gates = _whole(self.gates, z.shape[0]), ()
 
         def fitted(x):
             return self.layout.fit(self.layer, x, z, self.chunks)
@@ -63,9 +64,22 @@ def remember(module, *args, **kwargs):
     return q
 
 
+def remember_gate(module, *args, **kwargs):
+    """The forward of a module that gives what a layer multiplies Z+ by, before its output projection."""
+    gate = module.nasa_before(*args, **kwargs)
+    module.nasa.gates = (*module.nasa.gates, gate)
+    return gate
+
+
 def steered(module, z):
     """The forward of a layer's output projection."""
     return module.nasa_before(module.nasa.steer(z))
+
+
+def _whole(asked: tuple[torch.Tensor, ...], batch: int) -> torch.Tensor:
+    """What a module gave for all rows; another pack may ask for some rows at a time."""
+    alike = [given for given in asked if given.shape[0] == batch]
+    return alike[0] if alike else torch.cat(asked)
 
 
 @contextmanager

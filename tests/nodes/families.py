@@ -16,8 +16,10 @@ import comfy.model_patcher
 import comfy.ops
 import comfy.samplers
 import comfy.supported_models
+import comfy.utils
 import pytest
 import torch
+from comfy.nested_tensor import NestedTensor
 
 UNET = {
     "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [2, 2, 2],
@@ -36,6 +38,11 @@ COSMOS = {
     "adaln_lora_dim": 8, "num_blocks": 3, "num_heads": 2, "extra_per_block_abs_pos_emb": False,
     "rope_h_extrapolation_ratio": 4.0, "rope_w_extrapolation_ratio": 4.0, "rope_enable_fps_modulation": False,
 }  # fmt: skip
+COSMOS_1 = {
+    **{key: COSMOS[key] for key in COSMOS if key != "rope_enable_fps_modulation"}, "image_model": "cosmos",
+    "block_x_format": "THWBD", "affline_emb_norm": True, "extra_per_block_abs_pos_emb": True,
+    "extra_per_block_abs_pos_emb_type": "learnable",
+}  # fmt: skip
 PIXART = {"depth": 3, "hidden_size": 48, "num_heads": 4, "caption_channels": 24, "model_max_length": 10}
 HUNYUAN = {
     "depth": 4, "hidden_size": 64, "num_heads": 4, "text_states_dim": 24, "text_states_dim_t5": 32, "text_len": 6,
@@ -44,6 +51,17 @@ HUNYUAN = {
 LTXV = {
     "image_model": "ltxv", "in_channels": 128, "cross_attention_dim": 48, "attention_head_dim": 12,
     "num_attention_heads": 4, "caption_channels": 24, "num_layers": 3,
+}  # fmt: skip
+LTXAV = {
+    **LTXV, "image_model": "ltxav", "audio_in_channels": 128, "audio_attention_head_dim": 8,
+    "audio_num_attention_heads": 4, "audio_cross_attention_dim": 32, "connector_attention_head_dim": 6,
+    "connector_num_attention_heads": 4, "connector_num_layers": 1,
+}  # fmt: skip
+#: LTX-Video 2.3, whose text encoder gives a text for video and one for sound, side by side.
+LTXAV_ADALN = {
+    **LTXAV, "cross_attention_adaln": True, "apply_gated_attention": True, "caption_proj_before_connector": True,
+    "caption_projection_first_linear": False, "connector_attention_head_dim": 12,
+    "audio_connector_attention_head_dim": 8, "connector_apply_gated_attention": True,
 }  # fmt: skip
 KANDINSKY = {
     "image_model": "kandinsky5", "model_dim": 48, "ff_dim": 64, "time_dim": 24, "axes_dims": (4, 4, 4),
@@ -66,6 +84,7 @@ class Family:
         narrowed: replaces parts whose width no argument sets; takes the network.
         settled: corrects random weights that would not do.
         width: of the text.
+        sound: the shape of the sound that goes with a latent; () for none.
     """
 
     config: str
@@ -78,6 +97,7 @@ class Family:
     narrowed: Callable = lambda network: None
     settled: Callable = lambda network: None
     width: int = 24
+    sound: tuple[int, ...] = ()
 
 
 def _pooled(tokens, random):
@@ -87,6 +107,10 @@ def _pooled(tokens, random):
 def _padded(tokens, random):
     """The last two tokens are padding, as a T5 that pads to a fixed length hands over."""
     return {"attention_mask": torch.tensor([[1] * (tokens - 2) + [0] * 2])}
+
+
+def _before_connectors(tokens, random):
+    return {"unprocessed_ltxav_embeds": True}
 
 
 def _hunyuan_dit(tokens, random):
@@ -206,6 +230,13 @@ FAMILIES = {
         (4, 8, 8), "hunyuan_dit", 4, _hunyuan_dit,
     ),
     "LTX-Video": Family("LTXV", LTXV, (128, 2, 4, 4), "ltx_video", 3, _padded),
+    "LTX-Video with adaln": Family(
+        "LTXV", {**LTXV, "cross_attention_adaln": True}, (128, 2, 4, 4), "ltx_video", 3, _padded
+    ),
+    "LTX-Video 2": Family("LTXAV", LTXAV, (128, 2, 4, 4), "ltx_video_2", 6, _before_connectors, sound=(8, 5, 16)),
+    "LTX-Video 2.3": Family(
+        "LTXAV", LTXAV_ADALN, (128, 2, 4, 4), "ltx_video_2", 6, _before_connectors, width=80, sound=(8, 5, 16)
+    ),
     "Wan 2.1 T2V": _wan("WAN21_T2V"),
     "Wan 2.1 I2V": _wan("WAN21_I2V", unet={"model_type": "i2v", "in_dim": 36}, positive=_clip_vision),
     "Wan 2.1 FunControl": _wan(
@@ -236,6 +267,7 @@ FAMILIES = {
     ),
     "Cosmos-Predict2 T2I": Family("CosmosT2IPredict2", COSMOS, (16, 1, 8, 8), "cosmos", 3),
     "Cosmos-Predict2 I2V": Family("CosmosI2VPredict2", {**COSMOS, "in_channels": 17}, (16, 3, 8, 8), "cosmos", 3),
+    "Cosmos 1": Family("CosmosT2V", COSMOS_1, (16, 3, 8, 8), "cosmos_1", 3),
     "Anima": Family(
         "Anima", {**COSMOS, "image_model": "anima"}, (16, 1, 8, 8), "anima", 3, _anima, narrowed=_narrow_adapter
     ),
@@ -252,6 +284,11 @@ def _with_pooled(tokens, random):
     return {"pooled_output": random(1, 20)}
 
 
+def _counted(tokens, random):
+    """A mask without padding, whose sum OmniGen 2 takes for the number of tokens."""
+    return {"attention_mask": torch.ones(1, tokens, dtype=torch.long)}
+
+
 FLUX = {
     "image_model": "flux", "hidden_size": 48, "num_heads": 2, "mlp_ratio": 2.0, "depth": 2, "depth_single_blocks": 2,
     "qkv_bias": True, "in_channels": 16, "out_channels": 16, "vec_in_dim": 20, "context_in_dim": 24,
@@ -261,6 +298,10 @@ FLUX2 = {
     **FLUX, "image_model": "flux2", "global_modulation": True, "mlp_silu_act": True, "qkv_bias": False,
     "ops_bias": False, "vec_in_dim": None, "patch_size": 1, "axes_dim": [6, 6, 6, 6], "txt_ids_dims": [3],
     "in_channels": 128, "out_channels": 128,
+}  # fmt: skip
+OMNIGEN2 = {
+    "image_model": "omnigen2", "hidden_size": 48, "num_layers": 2, "num_refiner_layers": 1, "num_attention_heads": 2,
+    "num_kv_heads": 1, "multiple_of": 8, "axes_dim_rope": [8, 8, 8], "axes_lens": [16, 16, 16], "text_feat_dim": 24,
 }  # fmt: skip
 SD3 = {
     "in_channels": 16, "depth": 2, "adm_in_channels": 20, "num_patches": 64, "pos_embed_max_size": 8,
@@ -279,6 +320,28 @@ JOINT = {
         _with_pooled,
     ),
     "Flux 2": Family("Flux2", FLUX2, (128, 4, 4), "flux", 4, _with_pooled),
+    "Ovis-Image": Family(
+        "Flux",
+        {
+            **FLUX,
+            "guidance_embed": False,
+            "vec_in_dim": None,
+            "txt_norm": True,
+            "yak_mlp": True,
+            "txt_ids_dims": [1, 2],
+        },
+        (16, 6, 8),
+        "ovis",
+        4,
+    ),
+    "LongCat": Family(
+        "LongCatImage",
+        {**FLUX, "guidance_embed": False, "vec_in_dim": None, "txt_ids_dims": [1, 2]},
+        (16, 6, 8),
+        "flux",
+        4,
+    ),
+    "OmniGen 2": Family("Omnigen2", OMNIGEN2, (16, 6, 7), "omnigen2", 2, _counted),
     "SD 3": Family("SD3", SD3, (16, 6, 8), "sd3", 2, _with_pooled, settled=_place),
     "SD 3.5 large": Family(
         "SD3",
@@ -335,6 +398,9 @@ def build(name):
     family = ALL[name]
     model = make_patcher(family.config, family.unet)
     network = model.model.diffusion_model
+    newer = [part for part in ("cross_attention_adaln", "txt_norm") if part in family.unet]
+    if not all(hasattr(network, part) for part in newer):
+        pytest.skip(f"this ComfyUI has no {name}")
     family.narrowed(network)
     generator = torch.Generator().manual_seed(0)
     for key, parameter in network.named_parameters():
@@ -359,14 +425,18 @@ def conditioning(name, seed, tokens=12, positive=False, **options):
     return [[embedding, {**more, **options}]]
 
 
-def sample(name, model, positive, negative=None, cfg=1.0, steps=2, batch=2, seed=7):
-    """Latents [batch, ...] of a CFGGuider with the euler sampler."""
+def sample(name, model, positive, negative=None, cfg=1.0, steps=2, batch=2, seed=7, mask=None):
+    """Latents [batch, ...] of a CFGGuider with the euler sampler; with sound in one row, as ComfyUI packs them."""
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, negative or positive)
     guider.set_cfg(cfg)
-    latent = torch.zeros(batch, *ALL[name].latent)
-    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(seed))
+    latent, generator = torch.zeros(batch, *ALL[name].latent), torch.Generator().manual_seed(seed)
+    noise = torch.randn(latent.shape, generator=generator)
+    if ALL[name].sound:
+        latent = NestedTensor([latent, torch.zeros(batch, *ALL[name].sound)])
+        noise = NestedTensor([noise, torch.randn(batch, *ALL[name].sound, generator=generator)])
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
     with torch.inference_mode():
         sampler = comfy.samplers.sampler_object("euler")
-        return guider.sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=seed)
+        sampled = guider.sample(noise, latent, sampler, sigmas, denoise_mask=mask, disable_pbar=True, seed=seed)
+    return comfy.utils.pack_latents(sampled.unbind())[0] if ALL[name].sound else sampled

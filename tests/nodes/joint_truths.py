@@ -94,7 +94,12 @@ def flux(network, steer, x, timestep, context, y=None, guidance=None, ref_latent
     params = network.params
     image, places, grid = patchified(x, network.patch_size)
     count = image.shape[1]
-    ids = torch.cat([torch.zeros(count, 1), places, torch.zeros(count, len(params.axes_dim) - 3)], dim=1)
+    text_axes = getattr(params, "txt_ids_dims", [3] if len(params.axes_dim) == 4 else [])
+    shift = context.shape[1] if text_axes == [1, 2] else 0  # LongCat, whose picture begins where its text ends
+    places = places + shift
+    ids = torch.cat(
+        [torch.full((count, 1), 1.0 if shift else 0.0), places, torch.zeros(count, len(params.axes_dim) - 3)], dim=1
+    )
     for number, latent in enumerate(ref_latents):
         tokens, places, _ = patchified(latent, network.patch_size)
         first = torch.full((len(places), 1), params.ref_index_scale * (number + 1))
@@ -114,8 +119,8 @@ def flux(network, steer, x, timestep, context, y=None, guidance=None, ref_latent
 
     def text_ids(text):
         ids = torch.zeros(text.shape[1], len(params.axes_dim))
-        if len(params.axes_dim) == 4:
-            ids[:, 3] = torch.arange(text.shape[1])
+        for axis in text_axes:
+            ids[:, axis] = torch.arange(text.shape[1])
         return ids
 
     def qkv(attention, x, ids):
@@ -213,7 +218,77 @@ def sd3(network, steer, x, timesteps, context, y=None, control=None, transformer
     return unpatchified(picture, size, grid, x.shape)
 
 
-NETWORKS = {"flux": flux, "sd3": sd3}
+def omnigen2(network, steer, x, timestep, context, ref_latents=(), **_):
+    size, axes = network.patch_size, network.rope_embedder.axes_dim
+    time = network.time_caption_embed(1 - timestep, context, x.dtype)[0]
+
+    def cut(x):
+        tokens, places, grid = patchified(x, size)
+        return tokens.unflatten(-1, (-1, size * size)).transpose(-1, -2).flatten(2), places, grid
+
+    def text_ids(text):
+        return torch.arange(text.shape[1])[:, None].expand(-1, 3)
+
+    def entered(layer, hidden):
+        return layer.norm1(hidden, time) if layer.modulation else (layer.norm1(hidden), None, None, None)
+
+    def qkv(layer, hidden, ids):
+        attention = layer.attn
+        q, k, v = (
+            to(hidden).unflatten(-1, (-1, attention.dim_head)).transpose(1, 2)
+            for to in (attention.to_q, attention.to_k, attention.to_v)
+        )
+        q, k = rotated(attention.norm_q(q), ids, axes), rotated(attention.norm_k(k), ids, axes)
+        return q, *(part.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for part in (k, v))
+
+    def left(layer, hidden, z, gate, scale, gate_mlp):
+        z = layer.norm2(layer.attn.to_out[0](merged(z)))
+        if gate is None:
+            hidden = hidden + z
+            return hidden + layer.ffn_norm2(layer.feed_forward(layer.ffn_norm1(hidden)))
+        hidden = hidden + gate[:, None].tanh() * z
+        more = layer.feed_forward(layer.ffn_norm1(hidden) * (1 + scale[:, None]))
+        return hidden + gate_mlp[:, None].tanh() * layer.ffn_norm2(more)
+
+    def refined(layers, hidden, ids):
+        for layer in layers:
+            normed, *mods = entered(layer, hidden)
+            q, k, v = qkv(layer, normed, ids)
+            hidden = left(layer, hidden, attend(q, (k, v, 0)), *mods)
+        return hidden
+
+    texts = [text.expand(len(x), -1, -1) for text in (context, *steer.contexts)]
+    texts = [network.time_caption_embed.caption_embedder(text) for text in texts]
+    texts = [refined(network.context_refiner, text, text_ids(text)) for text in texts]
+    first, references, ids = context.shape[1], [], []
+    for number, latent in enumerate(ref_latents):
+        tokens, places, grid = cut(latent)
+        index = network.image_index_embedding[number]
+        references.append(network.ref_image_patch_embedder(tokens).expand(len(x), -1, -1) + index)
+        ids.append(torch.nn.functional.pad(places, (1, 0), value=first))
+        first += max(grid)
+    tokens, places, grid = cut(x)
+    count, places = tokens.shape[1], torch.nn.functional.pad(places, (1, 0), value=first)
+    image = refined(network.noise_refiner, network.x_embedder(tokens), places)
+    if references:
+        references = refined(network.ref_image_refiner, torch.cat(references, dim=1), torch.cat(ids))
+        image = torch.cat([references, image], dim=1)
+    ids = torch.cat([*ids, places])
+    for number, layer in enumerate(network.layers):
+        normed, *mods = entered(layer, image)
+        qi, ki, vi = qkv(layer, normed, ids)
+        pairs = [qkv(layer, entered(layer, text)[0], text_ids(text)) for text in texts]
+        z = steer.z(str(number), qi[:, :, -count:], pairs[0][1:], (ki, vi), [pair[1:] for pair in pairs[1:]])
+        before = attend(qi[:, :, :-count], (*pairs[0][1:], 0), (ki, vi, 0))
+        own = [attend(q, (k, v, 0), (ki, vi, 0)) for q, k, v in pairs]
+        image = left(layer, image, torch.cat([before, z], dim=2), *mods)
+        texts = [left(layer, text, z, *mods) for text, z in zip(texts, own, strict=True)]
+    tokens = network.norm_out(image[:, -count:], time)
+    tokens = tokens.unflatten(-1, (size * size, -1)).transpose(-1, -2).flatten(2)
+    return -unpatchified(tokens, size, grid, x.shape)
+
+
+NETWORKS = {"flux": flux, "sd3": sd3, "omnigen2": omnigen2}
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from functools import cache
 import comfy.samplers
 import pytest
 import torch
+from comfy.nested_tensor import NestedTensor
 from families import FAMILIES, build, conditioning, families, sample
 from truths import ALPHA, attentions, recorded, truth
 
@@ -125,7 +126,7 @@ def lower_half(name):
     return {"area": area, "strength": 1.0}, map
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [name for name in FAMILIES if not FAMILIES[name].sound])
 def test_masked_negative(pack, model, name):
     """Tokens of a reference picture, beside the latents' own, are not steered then."""
     options, map = masked(*FAMILIES[name].latent[-2:])
@@ -169,7 +170,16 @@ FIRST_BLOCKS = {
     "SVD": ("mid", lambda key: key.startswith("middle_block.")),
     "Wan 2.1 VACE": ("vace0", lambda key: key.startswith("vace_blocks.0.")),
     **dict.fromkeys(
-        ["PixArt-alpha", "HunyuanDiT", "LTX-Video", "Wan 2.1 I2V", "Cosmos-Predict2 T2I", "Anima", "Kandinsky 5"],
+        [
+            "PixArt-alpha",
+            "HunyuanDiT",
+            "LTX-Video",
+            "LTX-Video 2",
+            "Wan 2.1 I2V",
+            "Cosmos-Predict2 T2I",
+            "Anima",
+            "Kandinsky 5",
+        ],
         ("0", lambda key: key.split(".")[1] == "0"),
     ),
 }
@@ -212,6 +222,31 @@ def test_ltx_video_without_a_mask_reads_every_token(pack):
     close(sample(name, pack.payload.patch(model, negative, ALPHA), positive), expected)
 
 
+@pytest.mark.parametrize("name", families("ltx_video_2"))
+def test_a_video_with_sound_has_no_places_but_strengths(pack, model, name):
+    """ComfyUI packs both into one row of numbers: no mask fits there, the negative's or the prompt's."""
+    positive, negative = conditioning(name, 1), conditioning(name, 2, tokens=9, strength=0.5)
+    with truth(name, model, negative, alpha=ALPHA / 2):
+        expected = sample(name, model, positive)
+    close(sample(name, pack.payload.patch(model, negative, ALPHA), positive), expected)
+    negative = conditioning(name, 2, tokens=9, **masked(4, 4)[0])
+    with pytest.raises(ValueError, match="mask of the negative"):
+        sample(name, pack.payload.patch(model, negative, ALPHA), positive)
+
+
+@pytest.mark.parametrize("sound", [0.0, 1.0])
+@pytest.mark.parametrize("name", families("ltx_video_2"))
+def test_a_first_frame_and_sound_that_stay(pack, model, name, sound):
+    """Image to video: the parts that are not sampled have timestep 0, and where it shifts the text it counts."""
+    frames = torch.ones(1, 1, 2, 4, 4)
+    frames[:, :, 0] = 0.0
+    mask = NestedTensor([frames, torch.full((1, 1, 5, 16), sound)])
+    positive, negative = conditioning(name, 1), conditioning(name, 2, tokens=9)
+    with truth(name, model, negative):
+        expected = sample(name, model, positive, mask=mask)
+    close(sample(name, pack.payload.patch(model, negative, ALPHA), positive, mask=mask), expected)
+
+
 @pytest.mark.parametrize("name", ["Wan 2.1 I2V", "Wan 2.1 Camera"])
 def test_the_negatives_own_picture_is_not_read(pack, model, name):
     positive = conditioning(name, 1, positive=True)
@@ -226,8 +261,8 @@ def test_the_negatives_own_picture_is_not_read(pack, model, name):
 def test_another_text_encoder_is_named(pack, model, name):
     width = FAMILIES[name].width
     ((embedding, options),) = conditioning(name, 2)
-    wider = [[torch.cat([embedding, embedding], dim=-1), options]]
-    with pytest.raises(ValueError, match=rf"\b{2 * width}\b.*\b{width}\b"):
+    wider = [[torch.cat([embedding] * 3, dim=-1), options]]
+    with pytest.raises(ValueError, match=rf"\b{3 * width}\b.*\b{width}\b"):
         pack.payload.patch(model, wider, ALPHA)
 
 

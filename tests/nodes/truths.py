@@ -19,8 +19,10 @@ class Truth:
         q, out: the modules in it that give the queries (normalised, before rope) and take Z.
         heads: the attribute that counts its heads.
         keys, values: (attention, text) -> [rows, tokens, channels].
-        text: (network, attention, embedding, options, seen) -> the tokens that keys and values read.
+        text: (network, attention's name, embedding, options, seen) -> the tokens that keys and values read.
         rotated: (q [rows, image tokens, heads, channels], arguments of the attention) -> q after rope.
+        placed: (Z [rows, image tokens, channels]) -> as `out` takes it.
+        gates: (attention, its arguments) -> what multiplies Z [rows, image tokens, heads, channels].
     """
 
     attention: tuple[str, str]
@@ -31,6 +33,8 @@ class Truth:
     values: Callable
     text: Callable
     rotated: Callable = lambda q, arguments: q
+    placed: Callable = lambda z: z
+    gates: Callable = lambda layer, arguments: 1.0
 
 
 def normed(norm, projected, heads):
@@ -38,7 +42,7 @@ def normed(norm, projected, heads):
     return norm(projected.unflatten(-1, (heads, -1))).flatten(2)
 
 
-def hunyuan_text(network, attention, embedding, options, seen):
+def hunyuan_text(network, key, embedding, options, seen):
     """CLIP then T5 tokens; a learned embedding in place of the padding among the last tokens of either."""
     clip, t5 = embedding.clone(), network.mlp_t5(options["conditioning_mt5xl"])
     learned = network.text_embedding_padding.split([network.text_len, network.text_len_t5])
@@ -59,17 +63,49 @@ def hunyuan_rope(q, arguments):
     return q * cos + torch.stack([-odd, even], dim=-1).flatten(-2) * sin
 
 
-def unmasked_text(network, attention, embedding, options, seen):
+def unmasked_text(network, key, embedding, options, seen):
     mask = options.get("attention_mask")
     return network.caption_projection(embedding if mask is None else embedding[:, mask[0].bool()])
 
 
-def anima_text(network, attention, embedding, options, seen):
+def attention_gates(layer, arguments):
+    """LTX 2.3: a number for every head of every token, [rows, tokens, heads, 1]."""
+    gate = getattr(layer, "to_gate_logits", None)
+    return 1.0 if gate is None else 2 * gate(arguments[0]).sigmoid().unsqueeze(-1)
+
+
+def modulated_text(network, key, tokens, seen):
+    """Shifted and scaled by the block's table and the timestep, for the rows of the call."""
+    adaln = "audio_prompt_adaln_single" if ".audio_" in key else "prompt_adaln_single"
+    if getattr(network, adaln, None) is None:
+        return tokens
+    block = network.get_submodule(key.rpartition(".")[0])
+    table = getattr(block, "audio_prompt_scale_shift_table" if ".audio_" in key else "prompt_scale_shift_table")
+    shift, scale = (table + seen[adaln][0].unflatten(-1, (2, -1))).unsqueeze(1).unbind(dim=2)
+    return tokens * (1 + scale) + shift
+
+
+def ltx_text(network, key, embedding, options, seen):
+    return modulated_text(network, key, unmasked_text(network, key, embedding, options, seen), seen)
+
+
+def ltx_2_text(network, key, embedding, options, seen):
+    """Through the connector of video or of sound, before or after a projection."""
+    sound = ".audio_" in key
+    connector = network.audio_embeddings_connector if sound else network.video_embeddings_connector
+    project = network.audio_caption_projection if sound else network.caption_projection
+    if network.caption_proj_before_connector:
+        widths = [network.cross_attention_dim, network.audio_cross_attention_dim]
+        return modulated_text(network, key, connector(embedding.split(widths, dim=-1)[sound])[0], seen)
+    return project(connector(embedding)[0])
+
+
+def anima_text(network, key, embedding, options, seen):
     tokens = network.llm_adapter(embedding, options["t5xxl_ids"][None]) * options["t5xxl_weights"][None, :, None]
     return torch.cat([tokens, torch.zeros(1, 512 - tokens.shape[1], tokens.shape[2])], dim=1)
 
 
-def kandinsky_text(network, attention, embedding, options, seen):
+def kandinsky_text(network, key, embedding, options, seen):
     """The text blocks know the timestep of the call and the pooled embedding of the prompt they read."""
     time = seen["time"] + network.pooled_text_embeddings(options["pooled_output"])
     tokens = network.text_embeddings(embedding).expand(len(time), -1, -1)
@@ -79,7 +115,7 @@ def kandinsky_text(network, attention, embedding, options, seen):
     return tokens
 
 
-def plain_text(network, attention, embedding, options, seen):
+def plain_text(network, key, embedding, options, seen):
     return embedding
 
 
@@ -93,7 +129,7 @@ WAN = {
     "q": "norm_q", "out": "o", "heads": "num_heads",
     "keys": lambda layer, text: layer.norm_k(layer.k(text)),
     "values": lambda layer, text: layer.v(text),
-    "text": lambda network, layer, embedding, options, seen: network.text_embedding(embedding),
+    "text": lambda network, key, embedding, options, seen: network.text_embedding(embedding),
 }  # fmt: skip
 TRUTHS = {
     "unet": Truth(
@@ -106,7 +142,7 @@ TRUTHS = {
         ("comfy.ldm.pixart.blocks.MultiHeadCrossAttention", ".cross_attn"), "q_linear", "proj", "num_heads",
         keys=lambda layer, text: layer.kv_linear(text).chunk(2, dim=-1)[0],
         values=lambda layer, text: layer.kv_linear(text).chunk(2, dim=-1)[1],
-        text=lambda network, layer, embedding, options, seen: network.y_embedder(embedding, False),
+        text=lambda network, key, embedding, options, seen: network.y_embedder(embedding, False),
     ),
     "hunyuan_dit": Truth(
         ("comfy.ldm.hydit.attn_layers.CrossAttention", ".attn2"), "q_norm", "out_proj", "num_heads",
@@ -119,10 +155,25 @@ TRUTHS = {
         ("comfy.ldm.lightricks.model.CrossAttention", ".attn2"), "q_norm", "to_out", "heads",
         keys=lambda layer, text: layer.k_norm(layer.to_k(text)),
         values=lambda layer, text: layer.to_v(text),
-        text=unmasked_text,
+        text=ltx_text,
+    ),
+    "ltx_video_2": Truth(
+        ("comfy.ldm.lightricks.model.CrossAttention", "attn2"), "q_norm", "to_out", "heads",
+        keys=lambda layer, text: layer.k_norm(layer.to_k(text)),
+        values=lambda layer, text: layer.to_v(text),
+        text=ltx_2_text,
+        gates=attention_gates,
     ),
     "wan": Truth(("comfy.ldm.wan.model.Wan", ".cross_attn"), **WAN),  # WanT2VCrossAttention, WanI2VCrossAttention
     "cosmos": Truth(**COSMOS, text=plain_text),
+    "cosmos_1": Truth(
+        ("comfy.ldm.cosmos.blocks.Attention", ".blocks.1.block.attn"), "to_q.1", "to_out", "heads",
+        keys=lambda layer, text: normed(layer.to_k[1], layer.to_k[0](text), layer.heads),
+        values=lambda layer, text: layer.to_v[0](text),
+        text=plain_text,
+        rotated=lambda q, arguments: q.transpose(1, 2),  # heads come first
+        placed=lambda z: z.transpose(0, 1),
+    ),
     "anima": Truth(**COSMOS, text=anima_text),
     "kandinsky": Truth(
         ("comfy.ldm.kandinsky5.model.CrossAttention", ".cross_attention"), "query_norm", "out_layer", "num_heads",
@@ -171,12 +222,13 @@ def truth(name, model, negative, alpha=ALPHA, only=None, where=None):
             q = seen[layer, "q"]
             q = q.unflatten(-1, (heads, -1)) if q.ndim == 3 else q
             q = layout.rotated(q, seen[layer, "arguments"]).transpose(1, 2)
-            text = layout.text(network, layer, embedding, options, seen)
+            text = layout.text(network, key, embedding, options, seen)
             k, v = layout.keys(layer, text), layout.values(layer, text)
             k, v = (x.expand(len(q), -1, -1).unflatten(-1, (heads, -1)).transpose(1, 2) for x in (k, v))
             negative_z = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1) @ v
-            negative_z = negative_z.transpose(1, 2).flatten(2)
-            return (z - alpha * (negative_z if where is None else where(key, z) * negative_z),)
+            negative_z = (negative_z.transpose(1, 2) * layout.gates(layer, seen[layer, "arguments"])).flatten(2)
+            negative_z = negative_z if where is None else where(key, z) * negative_z
+            return (z - alpha * layout.placed(negative_z),)
 
         return before_output
 
@@ -189,6 +241,9 @@ def truth(name, model, negative, alpha=ALPHA, only=None, where=None):
     with ExitStack() as stack:
         if hasattr(network, "time_embeddings"):
             stack.callback(network.time_embeddings.register_forward_hook(remember("time")).remove)
+        for adaln in ("prompt_adaln_single", "audio_prompt_adaln_single"):
+            if getattr(network, adaln, None) is not None:
+                stack.callback(getattr(network, adaln).register_forward_hook(remember(adaln)).remove)
         for key, layer in attentions(name, model).items():
             if only is None or only(key):
                 q, out = layer.get_submodule(layout.q), layer.get_submodule(layout.out)

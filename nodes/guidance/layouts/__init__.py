@@ -19,8 +19,8 @@ and, where patches of other nodes change the text on its way to the layers,
 
     patched(text, options)          text as they leave it, by the call's transformer_options; keys_values gets that
 
-and TEXT_CHANGES_WITH_TIME, whether `text` reads the timestep, and RULE, the family's rule of `rules.RULES`. What a
-layout of joint attention has is in side_stream.py.
+and TEXT_CHANGES_WITH_TIME, whether `text` reads the timestep (of the model, where not all do), and RULE, the family's
+rule of `rules.RULES`. What a layout of joint attention has is in side_stream.py.
 """
 
 import importlib
@@ -35,8 +35,9 @@ LAYOUTS = {
     "comfy.ldm.hydit.models.HunYuanDiT": "hunyuan_dit",
     "comfy.ldm.wan.model.WanModel": "wan",
     "comfy.ldm.lightricks.model.LTXVModel": "ltx_video",
-    "comfy.ldm.lightricks.av_model.LTXAVModel": None,  # its text goes through connectors of its own
     "comfy.ldm.cosmos.predict2.MiniTrainDIT": "cosmos",
+    "comfy.ldm.cosmos.model.GeneralDIT": "cosmos_1",
+    "comfy.ldm.omnigen.omnigen2.OmniGen2Transformer2DModel": "omnigen2",
     "comfy.ldm.kandinsky5.model.Kandinsky5": "kandinsky",
     "comfy.ldm.flux.model.Flux": "flux",
     "comfy.ldm.modules.diffusionmodules.mmdit.MMDiT": "sd3",

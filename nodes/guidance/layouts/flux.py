@@ -26,7 +26,10 @@ def needs(model):
 
 
 def text(model, conds, timestep):
-    return model.txt_in(conds["c_crossattn"])
+    context = conds["c_crossattn"]
+    if getattr(model, "txt_norm", None) is not None:  # Ovis-Image
+        context = model.txt_norm(context)
+    return model.txt_in(context)
 
 
 def picture(model, x, conds):
