@@ -125,7 +125,7 @@ def checked(network: nn.Module, missing: Any, name: str) -> nn.Module:
             f"copy the files again."
         )
     for key, tensor in network.state_dict().items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.sum(dtype=torch.float32))):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise UserError(f"Cannot use {name}: {quoted(key)} holds NaN or infinite numbers; get another copy.")
     return network
 
