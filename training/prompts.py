@@ -20,6 +20,7 @@ from .shipped import remedy, shipped
 
 COLUMNS = ("prompt", "caption", "text")  # tried in this order
 LONGEST = 10_000  # characters; every text encoder stops reading long before
+LONGEST_LINE = 2**24  # bytes
 STREAM = "datasets://"
 READERS = {".txt": "one prompt a line", ".jsonl": "key `prompt`", ".parquet": "column `prompt`"}
 Row = tuple[str, int, object]  # where it stands ("line"), its number from 1, and what it holds
@@ -95,9 +96,13 @@ def fault_of(prompt: str) -> str:
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines, UTF-8 with or without a mark; blank lines at the end are left out."""
     blank: list[tuple[int, str]] = []
+    if path.exists() and not (path.is_file() or path.is_dir()):  # would be waited for, perhaps for ever
+        raise UserError(f"The prompt file {quoted(path)} is a pipe or a device; give a file.")
     try:
         with path.open("rb") as file:
-            for number, raw in enumerate(file, 1):
+            for number, raw in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1):
+                if len(raw) == LONGEST_LINE and not raw.endswith(b"\n"):
+                    raise UserError(f"{quoted(path)}, line {number}: longer than 16 MiB; write one prompt a line.")
                 if number == 1 and raw.startswith((b"\xff\xfe", b"\xfe\xff")):
                     raise UserError(f"{quoted(path)}, line 1: this is UTF-16 text, not UTF-8; save it as UTF-8.")
                 try:

@@ -143,3 +143,15 @@ def test_zero_terminal_snr_is_refused_where_it_would_divide_by_nothing(teacher, 
         backbone.check_timesteps({"start.timestep": 999})
     with pytest.raises(UserError, match="vsd.timesteps goes to 1000; the schedule of .* ends at 999"):
         backbone.check_timesteps({"vsd.timesteps": 1000})
+
+
+@pytest.mark.parametrize("layer", ["conv_in.weight", "conv_out.weight"])
+def test_a_teacher_of_finite_weights_that_answers_infinity(teacher, tmp_path, layer):
+    """Caught by one small forward when it is loaded."""
+    shutil.copytree(teacher, tmp_path / "t")
+    path = tmp_path / "t/unet/diffusion_pytorch_model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    tensors[layer] = tensors[layer].sign() * 1e38
+    safetensors.torch.save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(UserError, match="The unet of the teacher .* answers NaN or infinite numbers"):
+        load_backbone("stable_diffusion", str(tmp_path / "t"))

@@ -166,3 +166,13 @@ def test_what_is_no_model(tmp_path):
     ):
         with pytest.raises(UserError, match=sentence):
             describe(path)
+
+
+@pytest.mark.parametrize("files", [5, [], "x", None, {"../../config.yaml": 3}, {"student.safetensors": "x"}], ids=str)
+def test_a_checkpoint_whose_state_is_odd_is_described_all_the_same(run, tmp_path, files):
+    folder = tmp_path / "step-00000005"
+    folder.mkdir()
+    (folder / "state.json").write_text(json.dumps({"step": 5, "files": files}))
+    told = describe(folder)
+    assert "checkpoint of this trainer, step 5" in told
+    assert ("missing or cut short" in told) == (isinstance(files, dict))

@@ -1,6 +1,7 @@
 """Prompt files as people have them, and every way in which they are wrong."""
 
 import json
+import os
 
 import pyarrow
 import pyarrow.parquet as parquet
@@ -126,3 +127,16 @@ def test_a_dataset_that_is_not_there_is_one_sentence(dataset):
         read_prompts(dataset + "&part=3")
     with pytest.raises(UserError, match="has no column `prompts`; it has caption, pixels"):
         read_prompts(dataset, column="prompts")
+
+
+def test_a_line_without_an_end_and_a_pipe_are_sentences(tmp_path, monkeypatch):
+    """Neither memory nor time without bound."""
+    monkeypatch.setattr(module, "LONGEST_LINE", 1000)
+    (tmp_path / "a.txt").write_text("a pet\n" + "x" * 5000)
+    with pytest.raises(UserError, match="a.txt, line 2: longer than 16 MiB"):
+        read_prompts(tmp_path / "a.txt")
+    (tmp_path / "a.txt").write_text("a pet\n" + "x" * 999 + "\n" + "y" * 999)
+    assert [len(prompt) for prompt in read_prompts(tmp_path / "a.txt")] == [5, 999, 999]
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(UserError, match="pipe.txt is a pipe or a device; give a file"):
+        read_prompts(tmp_path / "pipe.txt")

@@ -117,8 +117,9 @@ def _checkpoint(path: Path) -> str:
     lines = [f"folder      {path}", f"layout      checkpoint of this trainer, step {state.get('step')}"]
     if (path.parent.parent / "config.yaml").is_file():
         lines += _recipe(_yaml(path.parent.parent / "config.yaml"))
-    for name, size in (state.get("files") or {}).items():
-        file = path / name
+    files = state.get("files")
+    for name, size in files.items() if isinstance(files, dict) else ():
+        file = path / Path(name).name  # whatever it says, of this folder
         told = "missing or cut short"
         if file.is_file() and file.stat().st_size == size:
             told = ", ".join(weight(read_header(file)[0])) if file.suffix == ".safetensors" else _bytes(size)
