@@ -124,6 +124,7 @@ def test_the_node_passes_its_rule_on(pack, model, text, sample):
     picture = sample(before, text(1))
     assert torch.equal(sample(by_default, text(1)), picture)
     assert not torch.allclose(sample(difference, text(1)), picture)
+    assert next(input for input in node.define_schema().inputs if input.id == "alpha").max == pack.rules.LARGEST_ALPHA
     with pytest.raises(ValueError, match="There is no rule called nag: choose auto, nasa, difference, vsf"):
         node.execute(model, text(2), 0.5, 0.0, 1.0, rule="nag")
     with pytest.raises(ValueError, match="The rule vsf is for models such as Flux and SD 3"):

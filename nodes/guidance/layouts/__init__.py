@@ -41,6 +41,12 @@ LAYOUTS = {
     "comfy.ldm.flux.model.Flux": "flux",
     "comfy.ldm.modules.diffusionmodules.mmdit.MMDiT": "sd3",
 }
+#: What users call the models of these classes.
+MODELS = (
+    "SD 1.x", "SD 2.x", "SDXL", "SD 3", "Flux", "PixArt", "HunyuanDiT", "LTX-Video", "Wan", "Cosmos-Predict2", "Anima",
+    "Kandinsky 5",
+)  # fmt: skip
+MODELS_IN_WORDS = f"{', '.join(MODELS[:-1])} or {MODELS[-1]}"
 
 
 def find_layout(diffusion_model: torch.nn.Module) -> ModuleType | None:
