@@ -21,7 +21,7 @@ from ..quoting import quoted
 from .blocks import ALL, chosen_blocks
 from .conditioning import check_conditioning
 from .kept import Kept
-from .layouts import MODELS_IN_WORDS, find_layout, uncompiled
+from .layouts import MODELS_IN_WORDS, as_known, check_layout, find_layout, uncompiled
 from .negative import Negative
 from .prompt import Prompt, prepare
 from .regions import shares
@@ -83,14 +83,18 @@ def patch(
     if norm_limit != 0 and not 1 <= norm_limit < float("inf"):
         raise ValueError(f"norm_limit is {norm_limit}: give a number from 1 on, such as 2.5, or 0 to switch it off.")
     diffusion_model = uncompiled(model.get_model_object("diffusion_model"))
-    layout = find_layout(diffusion_model)
+    with as_known(diffusion_model):
+        layout = find_layout(diffusion_model)
+        if layout is not None:
+            check_layout(layout, diffusion_model)
+            width, needs = layout.width(diffusion_model), layout.needs(diffusion_model)
     if layout is None:
         family = type(model.model.model_config).__name__
         raise ValueError(
             f"The model ({family}) is of a family that NASA does not support yet, whose text it cannot find: use "
             f"{MODELS_IN_WORDS}."
         )
-    check_conditioning("negative", negative, layout.width(diffusion_model), layout.needs(diffusion_model))
+    check_conditioning("negative", negative, width, needs)
     rule = layout.RULE if rule == AUTO else rule
     if not hasattr(layout, "alone") and ("share" in reads(rule, adaptive) or "mass" in reads(rule, adaptive)):
         raise ValueError(
@@ -160,7 +164,9 @@ def _apply_model(
     if pictures is not None:
         pictures = _in_window(pictures, transformer_options)
     model, conds = executor.class_obj, kwargs | {"c_crossattn": c_crossattn}
-    steerings = _steerings(layout, blocks_of(model), acting, model, x, t, steered, pictures, transformer_options, conds)
+    with as_known(model.diffusion_model):  # before the first block, so that no picture is steered in part
+        blocks = blocks_of(model)
+        steerings = [*_steerings(layout, blocks, acting, model, x, t, steered, pictures, transformer_options, conds)]
     with installed(layout, steerings):
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 

@@ -7,6 +7,7 @@ from .grid import over_patches
 
 TEXT_CHANGES_WITH_TIME = False
 RULE = "nasa"
+READS = ("caption_projection",)
 
 
 def blocks(model):
