@@ -34,9 +34,7 @@ class NASACrossAttentionPatch(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip=(
-                        f"{MODELS_IN_WORDS}, and what is distilled from them. It is not changed itself."
-                    ),
+                    tooltip=f"{MODELS_IN_WORDS}, and what is distilled from them. It is not changed itself.",
                 ),
                 io.Conditioning.Input("negative", tooltip="What should not be in the picture: a CLIP Text Encode."),
                 io.Float.Input("alpha", default=0.5, min=0.0, max=LARGEST_ALPHA, step=0.01, tooltip=ALPHA_TOOLTIP),
