@@ -6,12 +6,13 @@ from .connected import check_model, check_numbers, check_seed
 from .empty_prompt import without_empty
 from .guidance.conditioning import check_conditioning
 from .guidance.layouts import text_width
+from .guidance.rules import LARGEST_ALPHA
 from .preset_choice import HIDDEN, preset_for, preset_input, show, tables_now
 from .quoting import printable_errors
 from .sampling.latent import checked_latent
 from .sampling.one_step import steps, with_preset
 from .schema import schema
-from .sweep.alphas import LARGEST, MOST, alphas, refusal
+from .sweep.alphas import MOST, alphas, refusal
 from .sweep.sheet import sheet
 from .sweep.sweep import sweep
 
@@ -54,7 +55,7 @@ class NASAAlphaSweep(io.ComfyNode):
                     "alpha_from",
                     default=0.1,
                     min=0.0,
-                    max=LARGEST,
+                    max=LARGEST_ALPHA,
                     step=0.05,
                     tooltip="The strength of the first steered picture. The plain picture always comes before it.",
                 ),
@@ -62,7 +63,7 @@ class NASAAlphaSweep(io.ComfyNode):
                     "alpha_to",
                     default=1.0,
                     min=0.0,
-                    max=LARGEST,
+                    max=LARGEST_ALPHA,
                     step=0.05,
                     tooltip="The strength of the last picture.",
                 ),

@@ -5,14 +5,17 @@ from comfy_api.latest import io, ui
 from .connected import check_model, check_numbers
 from .empty_prompt import without_empty
 from .guidance.blocks import ALL
-from .guidance.payload import patch
+from .guidance.layouts import MODELS_IN_WORDS
+from .guidance.payload import AUTO, patch
+from .guidance.rules import LARGEST_ALPHA, RULES
 from .preset_choice import HIDDEN, show
 from .quoting import printable_errors
 from .schema import advanced, schema
 
 ALPHA_TOOLTIP = (
     "How strongly the picture is steered away from the negative prompt; 0 is off. Good starting points are 0.1 for "
-    "SD 1.5, 0.2 for SD 2.1 and 0.5 for SDXL and PixArt. Too much, and quality falls."
+    "SD 1.5, 0.2 for SD 2.1, 0.5 for SDXL and PixArt, and 1 for Flux and SD 3. Too much, and quality falls: with the "
+    "rule nasa more than 1, with difference more than 3, with vsf more than 6 is rarely of use."
 )
 
 
@@ -31,13 +34,10 @@ class NASACrossAttentionPatch(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip=(
-                        "SD 1.x, SD 2.x, SDXL, SD 3, Flux, PixArt, HunyuanDiT, LTX-Video, Wan, Cosmos-Predict2, "
-                        "Anima or Kandinsky 5, and what is distilled from them. It is not changed itself."
-                    ),
+                    tooltip=f"{MODELS_IN_WORDS}, and what is distilled from them. It is not changed itself.",
                 ),
                 io.Conditioning.Input("negative", tooltip="What should not be in the picture: a CLIP Text Encode."),
-                io.Float.Input("alpha", default=0.5, min=0.0, max=2.0, step=0.01, tooltip=ALPHA_TOOLTIP),
+                io.Float.Input("alpha", default=0.5, min=0.0, max=LARGEST_ALPHA, step=0.01, tooltip=ALPHA_TOOLTIP),
                 io.Float.Input(
                     "start_percent",
                     default=0.0,
@@ -90,6 +90,29 @@ class NASACrossAttentionPatch(io.ComfyNode):
                         ),
                     )
                 ),
+                advanced(
+                    io.Combo.Input(
+                        "rule",
+                        options=[AUTO, *RULES],
+                        default=AUTO,
+                        optional=True,
+                        tooltip=(
+                            "How the negative is taken away. auto takes what suits the model: nasa, the paper's, where "
+                            "the prompt has an attention of its own; difference where text and picture share one."
+                        ),
+                    )
+                ),
+                advanced(
+                    io.Boolean.Input(
+                        "adaptive",
+                        default=False,
+                        optional=True,
+                        tooltip=(
+                            "Steers less where the picture looks at the prompt alone, so that a negative that has "
+                            "nothing to do with the picture changes little. For models like Flux and SD 3."
+                        ),
+                    )
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model, steered away from the negative prompt.")
@@ -100,12 +123,25 @@ class NASACrossAttentionPatch(io.ComfyNode):
     @classmethod
     @printable_errors
     def execute(
-        cls, model, negative, alpha, start_percent, end_percent, blocks=ALL, norm_limit=0.0, name=""
+        cls,
+        model,
+        negative,
+        alpha,
+        start_percent,
+        end_percent,
+        blocks=ALL,
+        norm_limit=0.0,
+        name="",
+        rule=AUTO,
+        adaptive=False,
     ) -> io.NodeOutput:
         check_model(model)
         check_numbers(alpha=alpha, start_percent=start_percent, end_percent=end_percent, norm_limit=norm_limit)
         acting, remark = without_empty(cls, negative)
-        patched = patch(model, negative, alpha, start_percent, end_percent, blocks, norm_limit, name, acting=acting)
+        patched = patch(
+            model, negative, alpha, start_percent, end_percent, blocks, norm_limit, name,
+            acting=acting, rule=rule, adaptive=adaptive,
+        )  # fmt: skip
         if not remark:
             return io.NodeOutput(patched)
         show(cls, remark)

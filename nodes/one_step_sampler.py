@@ -9,6 +9,7 @@ from .guidance.conditioning import check_conditioning
 from .guidance.kept import kept_for_clones
 from .guidance.layouts import text_width
 from .guidance.payload import patch
+from .guidance.rules import LARGEST_ALPHA
 from .nasa_patch import ALPHA_TOOLTIP
 from .preset_choice import HIDDEN, preset_for, preset_input, show, tables_now
 from .quoting import printable_errors
@@ -59,7 +60,7 @@ class SNOOPIOneStepSampler(io.ComfyNode):
                     "alpha",
                     default=-1.0,
                     min=-1.0,
-                    max=2.0,
+                    max=LARGEST_ALPHA,
                     step=0.01,
                     optional=True,
                     tooltip=f"{ALPHA_TOOLTIP} -1 takes what suits the preset. Does nothing without a negative prompt.",

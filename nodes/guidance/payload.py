@@ -21,11 +21,11 @@ from ..quoting import quoted
 from .blocks import ALL, chosen_blocks
 from .conditioning import check_conditioning
 from .kept import Kept
-from .layouts import find_layout, uncompiled
+from .layouts import MODELS_IN_WORDS, as_known, check_layout, find_layout, uncompiled
 from .negative import Negative
 from .prompt import Prompt, prepare
 from .regions import shares
-from .rules import RULES, reads
+from .rules import LARGEST_ALPHA, RULES, reads
 from .side_stream import Call, SideStream, beside_each_other
 from .steering import Steering, installed
 
@@ -57,7 +57,7 @@ def patch(
 
     Args:
         negative: ComfyUI's list of [embedding [batch, tokens, width], options].
-        alpha: the strength of NASA, 0 to 2.
+        alpha: the strength of the rule, 0 to LARGEST_ALPHA.
         start_percent, end_percent: the part of the sampling that is steered, as fractions of the model's schedule.
         blocks: which layers are steered, such as `in4-8, mid, out3-5` (UNets) or `0-13` (transformers); or `all`.
         norm_limit: the largest L1 norm of a steered feature as a multiple of Z+'s, at least 1; 0 for none.
@@ -71,8 +71,8 @@ def patch(
     Raises:
         ValueError: an input is unusable, or the model is of a family that is not supported.
     """
-    if not 0 <= alpha <= 2:
-        raise ValueError(f"alpha is {alpha}: give a number from 0 to 2.")
+    if not 0 <= alpha <= LARGEST_ALPHA:
+        raise ValueError(f"alpha is {alpha}: give a number from 0 to {LARGEST_ALPHA:g}.")
     if not 0 <= start_percent <= end_percent <= 1:
         raise ValueError(
             f"start_percent is {start_percent} and end_percent {end_percent}: "
@@ -83,15 +83,18 @@ def patch(
     if norm_limit != 0 and not 1 <= norm_limit < float("inf"):
         raise ValueError(f"norm_limit is {norm_limit}: give a number from 1 on, such as 2.5, or 0 to switch it off.")
     diffusion_model = uncompiled(model.get_model_object("diffusion_model"))
-    layout = find_layout(diffusion_model)
+    with as_known(diffusion_model):
+        layout = find_layout(diffusion_model)
+        if layout is not None:
+            check_layout(layout, diffusion_model)
+            width, needs = layout.width(diffusion_model), layout.needs(diffusion_model)
     if layout is None:
         family = type(model.model.model_config).__name__
         raise ValueError(
             f"The model ({family}) is of a family that NASA does not support yet, whose text it cannot find: use "
-            f"SD 1.x, SD 2.x, SDXL, SD 3, Flux, PixArt, HunyuanDiT, LTX-Video, Wan, Cosmos-Predict2, Anima or "
-            f"Kandinsky 5."
+            f"{MODELS_IN_WORDS}."
         )
-    check_conditioning("negative", negative, layout.width(diffusion_model), layout.needs(diffusion_model))
+    check_conditioning("negative", negative, width, needs)
     rule = layout.RULE if rule == AUTO else rule
     if not hasattr(layout, "alone") and ("share" in reads(rule, adaptive) or "mass" in reads(rule, adaptive)):
         raise ValueError(
@@ -161,7 +164,9 @@ def _apply_model(
     if pictures is not None:
         pictures = _in_window(pictures, transformer_options)
     model, conds = executor.class_obj, kwargs | {"c_crossattn": c_crossattn}
-    steerings = _steerings(layout, blocks_of(model), acting, model, x, t, steered, pictures, transformer_options, conds)
+    with as_known(model.diffusion_model):  # before the first block, so that no picture is steered in part
+        blocks = blocks_of(model)
+        steerings = [*_steerings(layout, blocks, acting, model, x, t, steered, pictures, transformer_options, conds)]
     with installed(layout, steerings):
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 

@@ -20,6 +20,9 @@ from typing import NamedTuple
 
 import torch
 
+#: Of use are up to 1 or 2 for nasa, 3 for difference and 3.5 to 6 for vsf, as its authors run it.
+LARGEST_ALPHA = 10.0
+
 
 class Seen(NamedTuple):
     """What the queries see of one negative; None for what no rule in use reads.

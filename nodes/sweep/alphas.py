@@ -2,7 +2,8 @@
 
 import math
 
-LARGEST = 2.0
+from ..guidance.rules import LARGEST_ALPHA
+
 MOST = 30
 
 
@@ -13,8 +14,8 @@ def refusal(alpha_from: float | None, alpha_to: float | None, count: int | None)
         alpha_from, alpha_to, count: as `alphas`; None for one that is not known yet.
     """
     for name, alpha in (("alpha_from", alpha_from), ("alpha_to", alpha_to)):
-        if alpha is not None and not 0 <= alpha <= LARGEST:  # NaN too
-            return f"{name} is {alpha:g}: give a number from 0 to {LARGEST:g}."
+        if alpha is not None and not 0 <= alpha <= LARGEST_ALPHA:  # NaN too
+            return f"{name} is {alpha:g}: give a number from 0 to {LARGEST_ALPHA:g}."
     if count is not None and count < 1:
         return f"count is {count}, so there is nothing to show: give a number from 1 to {MOST}."
     if count is not None and count > MOST:

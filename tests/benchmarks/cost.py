@@ -25,6 +25,8 @@ class Case:
     Attributes:
         tokens: of the positive and the negative text; None for what is usual with the network.
         timed: the variants whose time and memory are measured; none to count FLOPs alone.
+        rule: of the patch.
+        flops: the most that nasa may cost, over plain; None without a promise.
     """
 
     network: str
@@ -32,12 +34,18 @@ class Case:
     tokens: tuple[int, int] | None = None
     timed: tuple[str, ...] = VARIANTS
     compiled: bool = False
+    rule: str = "auto"
+    flops: float | None = 1.019
 
     @property
     def title(self) -> str:
         network = NETWORKS[self.network]
         tokens = "{} and {} tokens".format(*(self.tokens or network.tokens))
-        return f"{network.title}, {self.pixels} px, {tokens}{', compiled' if self.compiled else ''}"
+        return f"{network.title}, {self.pixels} px, {tokens}{', compiled' if self.compiled else ''}{self._rule}"
+
+    @property
+    def _rule(self) -> str:
+        return "" if self.rule == "auto" else f", {self.rule}"
 
 
 CASES = [
@@ -48,6 +56,15 @@ CASES = [
     Case("pixart"),
     Case("pixart", tokens=(120, 120), timed=("plain", "nasa")),  # as long as they get
     Case("pixart", 1024, timed=VARIANTS if ON_GPU else ()),
+    *(
+        Case(network, 1024, (positive, negative), (), rule=rule, flops=most)
+        for network, positive, bars in (
+            ("flux", 256, {20: 1.01, 64: None, 256: 1.08}),
+            ("sd35_large", 154, {20: 1.02, 64: 1.02, 256: None}),
+        )
+        for negative, most in bars.items()
+        for rule in ("difference", "nasa")
+    ),
 ]
 
 
@@ -71,10 +88,11 @@ def measure(case: Case, payload: ModuleType, model: ModelPatcher, rounds: int, s
     network = NETWORKS[case.network]
     tokens = case.tokens or network.tokens
     figures = {"title": case.title, "pixels": case.pixels, "tokens": tokens, "dtype": name_of(model.model_dtype())}
+    figures["most"] = {} if case.flops is None else {"flops": case.flops}
     model = compiled(model) if case.compiled else model
 
     def pictures() -> Pictures:
-        return Pictures(payload, model, network, case.pixels, tokens)
+        return Pictures(payload, model, network, case.pixels, tokens, case.rule)
 
     def tell(words: str) -> None:
         say(f"{case.title}: {words}")
@@ -84,7 +102,7 @@ def measure(case: Case, payload: ModuleType, model: ModelPatcher, rounds: int, s
         warm_up(pictures())
     else:
         tell("counting FLOPs")
-        figures |= count_flops(pictures())
+        figures |= count_joint(pictures()) if network.counted_only else count_flops(pictures())
     if case.timed:
         tell("measuring memory")
         made = pictures()
@@ -111,6 +129,15 @@ def count_flops(pictures: Pictures) -> dict:
     one = {variant: count(variant, 1) for variant in VARIANTS}
     four = {variant: count(variant, 4) for variant in ("plain", "nasa_first")}
     return {"flops": with_ratio(one), "flops_4_steps": with_ratio(four)}
+
+
+def count_joint(pictures: Pictures) -> dict:
+    """FLOPs of one step; joint attention keeps nothing from picture to picture but the negative's embedded text."""
+    counts = {}
+    for variant in ("plain", "nasa"):
+        model = pictures.model_of(variant)
+        counts[variant] = counting.flops(lambda model=model, variant=variant: pictures.sample(variant, model))
+    return {"flops": with_ratio(counts)}
 
 
 def with_ratio(figures: dict[str, int]) -> dict:

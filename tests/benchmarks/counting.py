@@ -26,9 +26,12 @@ class _ShapesOnly(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if torch.is_tensor(leaf)]
-        done = func.is_view or func._schema.is_mutable or kwargs.get("device") is not None
+        in_place = func._schema.is_mutable and func._schema.name.endswith("_")
+        done = func.is_view or (func._schema.is_mutable and not in_place) or kwargs.get("device") is not None
         if done or all(tensor.numel() < self.LARGE for tensor in tensors):
             return func(*args, **kwargs)
+        if in_place:
+            return args[0]
         args, kwargs = tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
         device = tensors[0].device
         return tree_map_only(torch.Tensor, lambda like: torch.empty_like(like, device=device), func(*args, **kwargs))

@@ -20,7 +20,7 @@ import torch
 from benchmarks import report
 from benchmarks.in_process import PACK, comfyui_version, load_pack, start_comfyui
 
-BARS = {"seconds": 1.05 if torch.cuda.is_available() else 1.03, "flops": 1.019, "peak_bytes": 1.01}
+BARS = {"seconds": 1.05 if torch.cuda.is_available() else 1.03, "peak_bytes": 1.01}  # of FLOPs: the case's own
 BUSY = 0.5  # a load average above it disturbs the times
 HEADER = """\
 | | time: NASA | first picture | CFG | FLOPs: NASA | first picture | 4 steps | CFG | memory: NASA | CFG |
@@ -53,7 +53,7 @@ def bars(results: list[dict]) -> list[dict]:
     """What the project promises of nasa over plain, and whether it is met."""
     rows = []
     for result in results:
-        for what, most in BARS.items():
+        for what, most in (BARS | result["most"]).items():
             if what in result:
                 ratio = result[what]["ratio"]["nasa"]
                 ratio = ratio["median"] if what == "seconds" else ratio
@@ -63,7 +63,9 @@ def bars(results: list[dict]) -> list[dict]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=["sd15", "sdxl", "pixart"], help="measure this network alone")
+    parser.add_argument(
+        "--only", choices=["sd15", "sdxl", "pixart", "flux", "sd35_large"], help="measure this network alone"
+    )
     parser.add_argument("--rounds", type=int, default=7, help="how often the four take turns (0: no times)")
     parser.add_argument("--threads", type=int, default=2, help="of the processor")
     parser.add_argument(

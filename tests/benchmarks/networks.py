@@ -1,5 +1,6 @@
 """Full-size networks of random weights, as ComfyUI builds them, and random texts of the right length."""
 
+import inspect
 import math
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.supported_models
 import torch
+from comfy.ldm.flux.model import FluxParams
 
 UNET = {
     "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "use_spatial_transformer": True,
@@ -28,6 +30,10 @@ class Network:
         narrow: what to change in config for a stand-in that tries the benchmark itself.
         width: of its text embeddings.
         tokens: of the positive and the negative text, as ComfyUI hands them to the network.
+        channels: of its latents.
+        pooled: the width of its pooled texts.
+        counted_only: whether its weights are all one number in one place, as they would not fit into memory: its FLOPs
+            are counted, and nothing else.
     """
 
     title: str
@@ -36,6 +42,9 @@ class Network:
     narrow: dict
     width: int
     tokens: tuple[int, int] = (77, 77)
+    channels: int = 4
+    pooled: int = 1280
+    counted_only: bool = False
 
 
 NETWORKS = {
@@ -75,16 +84,55 @@ NETWORKS = {
         width=4096,
         tokens=(40, 20),
     ),
+    "flux": Network(
+        "FLUX.1 dev",
+        "Flux",
+        {
+            "image_model": "flux", "in_channels": 16, "out_channels": 16, "vec_in_dim": 768, "context_in_dim": 4096,
+            "hidden_size": 3072, "mlp_ratio": 4.0, "num_heads": 24, "depth": 19, "depth_single_blocks": 38,
+            "axes_dim": [16, 56, 56], "theta": 10000, "patch_size": 2, "qkv_bias": True, "guidance_embed": True,
+            "txt_ids_dims": [],
+        },
+        narrow={"hidden_size": 128, "num_heads": 1, "depth": 1, "depth_single_blocks": 1},
+        width=4096,
+        tokens=(256, 20),
+        channels=16,
+        pooled=768,
+        counted_only=True,
+    ),
+    "sd35_large": Network(
+        "SD 3.5 Large",
+        "SD3",
+        {
+            "in_channels": 16, "depth": 38, "patch_size": 2, "adm_in_channels": 2048, "num_patches": 36864,
+            "pos_embed_max_size": 192, "pos_embed_scaling_factor": None, "qk_norm": "rms", "context_embedder_config": {
+                "target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 2432}
+            },
+        },
+        narrow={"depth": 2, "context_embedder_config": {
+            "target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 128}
+        }},
+        width=4096,
+        tokens=(154, 64),
+        channels=16,
+        pooled=2048,
+        counted_only=True,
+    ),
 }  # fmt: skip
 
 
 def build(network: Network, dtype: torch.dtype, narrow: bool = False) -> comfy.model_patcher.ModelPatcher:
     """The network with random weights that keep its features near 1: they prove nothing about pictures."""
     config = network.config | (network.narrow if narrow else {}) | {"dtype": dtype}
+    if "txt_ids_dims" not in inspect.get_annotations(FluxParams):  # an older ComfyUI
+        config.pop("txt_ids_dims", None)
     config = getattr(comfy.supported_models, network.config_class)(config)
     config.set_inference_dtype(dtype, None)
-    model = config.get_model({}, "", device="cpu")
+    model = config.get_model({}, "", device="meta" if network.counted_only else "cpu")
     model.requires_grad_(False)
+    if network.counted_only:
+        _in_one_place(model.diffusion_model)
+        return _patcher(model)
     bank = torch.randn(2**22, generator=torch.Generator().manual_seed(0)).to(dtype)  # billions of draws take a minute
     for name, weight in model.diffusion_model.named_parameters():
         if weight.ndim == 1:
@@ -92,6 +140,20 @@ def build(network: Network, dtype: torch.dtype, narrow: bool = False) -> comfy.m
         else:
             for part in weight.view(-1).split(len(bank)):
                 part.copy_(bank[: len(part)]).mul_(1 / math.sqrt(weight[0].numel()))
+    return _patcher(model)
+
+
+def _in_one_place(module: torch.nn.Module) -> None:
+    """Weights that lie on meta become views of one number each, which take no memory."""
+    for part in module.modules():
+        for tensors in (part._parameters, part._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None and tensor.is_meta:
+                    one = torch.full((1,), 0.5, dtype=tensor.dtype).expand(tensor.shape)
+                    tensors[name] = torch.nn.Parameter(one, requires_grad=False) if tensors is part._parameters else one
+
+
+def _patcher(model: torch.nn.Module) -> comfy.model_patcher.ModelPatcher:
     return comfy.model_patcher.ModelPatcher(
         model,
         load_device=comfy.model_management.get_torch_device(),
@@ -103,4 +165,4 @@ def text(network: Network, tokens: int, seed: int) -> list:
     """A CONDITIONING with one random embedding [1, tokens, width] in fp32."""
     generator = torch.Generator().manual_seed(seed)
     embedding = torch.randn(1, tokens, network.width, generator=generator)
-    return [[embedding, {"pooled_output": torch.randn(1, 1280, generator=generator)}]]
+    return [[embedding, {"pooled_output": torch.randn(1, network.pooled, generator=generator)}]]

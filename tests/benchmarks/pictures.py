@@ -21,30 +21,33 @@ class Pictures:
     Args:
         payload: the pack's nodes.guidance.payload.
         tokens: of the positive and the negative text.
+        rule: the patch's.
     """
 
-    def __init__(self, payload: ModuleType, model: ModelPatcher, network: Network, pixels: int, tokens: tuple):
+    def __init__(
+        self, payload: ModuleType, model: ModelPatcher, network: Network, pixels: int, tokens: tuple, rule: str
+    ):
         self.payload, self.model, self.network, self.pixels = payload, model, network, pixels
-        self.seeds = count(2)
+        self.seeds, self.rule = count(2), rule
         self.negative_tokens = tokens[1]
         self.positive, self.negative = text(network, tokens[0], seed=0), text(network, tokens[1], seed=1)
-        self.steered = payload.patch(model, self.negative, ALPHA)
+        self.steered = payload.patch(model, self.negative, ALPHA, rule=rule)
 
     def model_of(self, variant: str) -> ModelPatcher:
         """The model a variant samples with, loaded; for nasa_first one with a negative that was never used."""
         model = {"nasa": self.steered, "nasa_first": None}.get(variant, self.model)
         if model is None:
             unseen = text(self.network, self.negative_tokens, next(self.seeds))
-            model = self.payload.patch(self.model, unseen, ALPHA)
+            model = self.payload.patch(self.model, unseen, ALPHA, rule=self.rule)
         comfy.model_management.load_models_gpu([model])
         return model
 
     def sample(self, variant: str, model: ModelPatcher, steps: int = 1) -> torch.Tensor:
-        """Sample with what model_of gave; [1, 4, pixels / 8, pixels / 8]."""
+        """Sample with what model_of gave; [1, channels, pixels / 8, pixels / 8]."""
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(self.positive, self.negative)
         guider.set_cfg(CFG_SCALE if variant == "cfg" else 1.0)
-        latent = torch.zeros(1, 4, self.pixels // 8, self.pixels // 8)
+        latent = torch.zeros(1, self.network.channels, self.pixels // 8, self.pixels // 8)
         noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
         sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
         sampler = comfy.samplers.sampler_object("euler")

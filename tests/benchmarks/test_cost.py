@@ -60,3 +60,16 @@ def test_report(run, cases):
     assert {bar["of"] for bar in report["bars"]} == {"flops", "peak_bytes", "seconds"}
     for case in cases:
         assert f"| {case['title']} |" in process.stdout
+
+
+def test_joint_attention_costs_the_same_by_either_rule(tmp_path):
+    """With masses from the kernel, `difference` needs no second attention over the picture."""
+    output = tmp_path / "joint.json"
+    subprocess.run(
+        [sys.executable, "-P", "-m", "benchmarks.nasa", "--narrow", "--only", "sd35_large", "--rounds", "0",
+         "--threads", "1", "--output", str(output)],
+        env={**os.environ, "PYTHONPATH": str(PACK / "tests")},
+        check=True,
+    )  # fmt: skip
+    ratios = [case["flops"]["ratio"]["nasa"] for case in json.loads(output.read_text())["cases"]]
+    assert 1 < ratios[0] == ratios[1] < ratios[2] == ratios[3] < ratios[4] == ratios[5] < 1.2

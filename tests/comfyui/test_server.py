@@ -206,7 +206,7 @@ def test_unknown_preset_is_refused(server, graph):
     [
         ({"count": 0}, "NASAAlphaSweep.*count is 0.*from 1 to 30"),
         ({"alpha_from": 0.5, "alpha_to": 0.5}, "NASAAlphaSweep.*both 0.5.*apart"),
-        ({"alpha_to": float("nan")}, "NASAAlphaSweep.*alpha_to is nan.*from 0 to 2"),
+        ({"alpha_to": float("nan")}, "NASAAlphaSweep.*alpha_to is nan.*from 0 to 10"),
     ],
 )
 def test_an_empty_sweep_is_refused_before_the_run(server, schemas, inputs, sentence):

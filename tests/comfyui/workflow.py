@@ -42,13 +42,16 @@ def to_prompt(workflow: dict, schemas: dict) -> dict:
 
 
 def widget_inputs(schema: dict, values: list) -> dict:
-    """A node's widget values by name; the list holds one extra value behind each seed, which the server never sees."""
+    """A node's widget values by name; the list holds one extra value behind each seed, which the server never sees.
+
+    An optional input that a newer version of a node has takes its default, as in the frontend.
+    """
     named, values = {}, iter(values)
     for section in ("required", "optional"):
         for name, (kind, *rest) in schema["input"].get(section, {}).items():
             options = rest[0] if rest else {}
             if (isinstance(kind, list) or kind in WIDGET_TYPES) and not options.get("forceInput"):
-                named[name] = next(values)
+                named[name] = next(values) if section == "required" else next(values, options.get("default"))
                 if options.get("control_after_generate") or (kind == "INT" and name in SEEDS):
                     next(values)
     return named

@@ -113,7 +113,18 @@ def test_named_negatives_in_blocks_of_their_own(pack, model, text, sample, seen)
     assert seen(lambda: sample(both, text(1))) == {"mid", "in1"}
 
 
-def test_rules_that_there_are_not(pack, model, text):
+def test_the_node_passes_its_rule_on(pack, model, text, sample):
+    """`rule` and `adaptive` come last and may be missing: graphs saved before there were any run as they did."""
+    node = pack.nasa_patch.NASACrossAttentionPatch
+    inputs = [input.id for input in node.define_schema().inputs]
+    assert inputs[-2:] == ["rule", "adaptive"] and inputs[:3] == ["model", "negative", "alpha"]
+    before = node.execute(model, text(2), 0.5, 0.0, 1.0).args[0]
+    by_default = node.execute(model, text(2), 0.5, 0.0, 1.0, rule="auto", adaptive=False).args[0]
+    difference = node.execute(model, text(2), 0.5, 0.0, 1.0, rule="difference").args[0]
+    picture = sample(before, text(1))
+    assert torch.equal(sample(by_default, text(1)), picture)
+    assert not torch.allclose(sample(difference, text(1)), picture)
+    assert next(input for input in node.define_schema().inputs if input.id == "alpha").max == pack.rules.LARGEST_ALPHA
     with pytest.raises(ValueError, match="There is no rule called nag: choose auto, nasa, difference, vsf"):
         pack.payload.patch(model, text(2), 0.5, rule="nag")
     with pytest.raises(ValueError, match="The rule vsf is for models such as Flux and SD 3"):

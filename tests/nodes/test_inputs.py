@@ -9,9 +9,10 @@ import torch
 @pytest.mark.parametrize(
     "change, sentence",
     [
-        ({"alpha": math.nan}, "alpha is nan: give a number from 0 to 2."),
-        ({"alpha": math.inf}, "alpha is inf: give a number from 0 to 2."),
-        ({"alpha": -0.1}, "alpha is -0.1: give a number from 0 to 2."),
+        ({"alpha": math.nan}, "alpha is nan: give a number from 0 to 10."),
+        ({"alpha": math.inf}, "alpha is inf: give a number from 0 to 10."),
+        ({"alpha": 10.1}, "alpha is 10.1: give a number from 0 to 10."),
+        ({"alpha": -0.1}, "alpha is -0.1: give a number from 0 to 10."),
         ({"start_percent": 0.8, "end_percent": 0.2}, "start_percent is 0.8 and end_percent 0.2: give numbers from 0"),
         ({"start_percent": math.nan}, "start_percent is nan and end_percent 1.0: give numbers"),
         ({"norm_limit": 0.5}, "norm_limit is 0.5: give a number from 1 on, such as 2.5, or 0 to switch it off."),

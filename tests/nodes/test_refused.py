@@ -74,4 +74,7 @@ def test_refused(pack, name):
     assert (
         f"({type(model.model.model_config).__name__})" in sentence and "not support" in sentence and "yet" in sentence
     )
-    assert sentence.endswith(".") and ". " not in sentence and "\n" not in sentence
+    models = pack.nasa_patch.MODELS_IN_WORDS
+    assert sentence.endswith(f": use {models}.")
+    assert models in pack.nasa_patch.NASACrossAttentionPatch.define_schema().inputs[0].tooltip
+    assert ". " not in sentence and "\n" not in sentence

@@ -19,14 +19,20 @@ and, where patches of other nodes change the text on its way to the layers,
 
     patched(text, options)          text as they leave it, by the call's transformer_options; keys_values gets that
 
+READS, the attributes of the model that a call reads beside its blocks; without all of them a new core has changed it;
 and TEXT_CHANGES_WITH_TIME, whether `text` reads the timestep (of the model, where not all do), and RULE, the family's
 rule of `rules.RULES`. What a layout of joint attention has is in side_stream.py.
 """
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
+import comfyui_version
 import torch
+
+from ...quoting import quoted
 
 #: ComfyUI's diffusion model classes, subclasses included, and the file here that knows their layout.
 LAYOUTS = {
@@ -42,6 +48,12 @@ LAYOUTS = {
     "comfy.ldm.flux.model.Flux": "flux",
     "comfy.ldm.modules.diffusionmodules.mmdit.MMDiT": "sd3",
 }
+#: What users call the models of these classes.
+MODELS = (
+    "SD 1.x", "SD 2.x", "SDXL", "SD 3", "Flux", "LongCat", "Ovis-Image", "OmniGen 2", "PixArt", "HunyuanDiT", "LTX-Video",
+    "LTX-2", "Wan", "Cosmos", "Cosmos-Predict2", "Anima", "Kandinsky 5",
+)  # fmt: skip
+MODELS_IN_WORDS = f"{', '.join(MODELS[:-1])} or {MODELS[-1]}"
 
 
 def find_layout(diffusion_model: torch.nn.Module) -> ModuleType | None:
@@ -55,9 +67,34 @@ def find_layout(diffusion_model: torch.nn.Module) -> ModuleType | None:
 
 
 def text_width(diffusion_model: torch.nn.Module) -> int | None:
-    """The width of the text embeddings that a diffusion model reads; None for one without a layout."""
-    layout = find_layout(diffusion_model)
-    return layout.width(uncompiled(diffusion_model)) if layout else None
+    """The width of the text embeddings that a diffusion model reads; None for one without a layout that fits it."""
+    try:
+        layout = find_layout(diffusion_model)
+        return layout.width(uncompiled(diffusion_model)) if layout else None
+    except AttributeError:
+        return None
+
+
+def check_layout(layout: ModuleType, diffusion_model: torch.nn.Module) -> None:
+    """Raise AttributeError unless the model has what the layout reads of it."""
+    for name in getattr(layout, "READS", ()):
+        getattr(diffusion_model, name)
+    for layers in layout.blocks(diffusion_model).values():
+        for layer in layers:
+            layout.forwards(layer)
+
+
+@contextmanager
+def as_known(diffusion_model: torch.nn.Module) -> Iterator[None]:
+    """What is read of a model of a known family; ValueError where this ComfyUI has changed it."""
+    try:
+        yield
+    except AttributeError as error:
+        raise ValueError(
+            f"ComfyUI {comfyui_version.__version__} has changed {type(uncompiled(diffusion_model)).__name__}, the "
+            f"family of this model, so that NASA cannot steer it ({quoted(str(error))}): update this node pack, or "
+            f"remove the NASA patch."
+        ) from error
 
 
 def uncompiled(module: torch.nn.Module) -> torch.nn.Module:

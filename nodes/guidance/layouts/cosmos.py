@@ -5,6 +5,7 @@ from .grid import over_patches
 
 TEXT_CHANGES_WITH_TIME = False
 RULE = "nasa"
+READS = ("patch_spatial", "patch_temporal")
 
 
 def blocks(model):

@@ -8,6 +8,7 @@ from .grid import over_patches, patches
 
 TEXT_CHANGES_WITH_TIME = False
 RULE = "difference"
+READS = ("txt_in", "vector_in", "pe_embedder", "params", "patch_size")
 TEXT_FIRST = True
 
 

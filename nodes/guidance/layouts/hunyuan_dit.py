@@ -10,6 +10,7 @@ from .grid import over_patches
 
 TEXT_CHANGES_WITH_TIME = False
 RULE = "nasa"
+READS = ("mlp_t5", "text_embedding_padding", "text_len", "text_states_dim", "patch_size")
 
 
 def blocks(model):

@@ -7,6 +7,14 @@ from .grid import over_patches
 
 TEXT_CHANGES_WITH_TIME = True
 RULE = "nasa"
+READS = (
+    "text_embeddings",
+    "pooled_text_embeddings",
+    "time_embeddings",
+    "text_transformer_blocks",
+    "rope_encode_1d",
+    "patch_size",
+)
 
 
 def blocks(model):

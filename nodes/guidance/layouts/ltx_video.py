@@ -12,6 +12,7 @@ from ..steering import fit_rows, remember, remember_gate, steered
 from .grid import over_patches
 
 RULE = "nasa"
+READS = ("caption_projection",)
 
 
 class Layer(NamedTuple):

@@ -7,6 +7,7 @@ from .grid import over_patches
 
 TEXT_CHANGES_WITH_TIME = False
 RULE = "nasa"
+READS = ("y_embedder", "patch_size")
 
 
 def blocks(model):

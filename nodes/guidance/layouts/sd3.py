@@ -6,6 +6,7 @@ from .grid import over_patches, patches
 
 TEXT_CHANGES_WITH_TIME = False
 RULE = "difference"
+READS = ("context_embedder", "context_processor", "patch_size")
 TEXT_FIRST = True
 POSITIONAL = ("context", "x")
 

@@ -8,6 +8,7 @@ from .grid import over_patches
 
 TEXT_CHANGES_WITH_TIME = False
 RULE = "nasa"
+READS = ("text_embedding", "patch_size", "ref_conv")
 
 
 def blocks(model):

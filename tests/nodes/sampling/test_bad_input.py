@@ -92,7 +92,7 @@ def test_rows_of_the_user(sampling, model, text, run, user_rows):
         ({"latent": {"samples": torch.zeros(4, 8)}}, "The latent_image is of size 4 x 8: connect"),
         ({"latent": {}}, "The latent_image is without samples: connect"),
         ({"positive": []}, "The positive conditioning is empty"),
-        ({"negative": [[torch.zeros(1, 77, 24), {}]], "alpha": 3.0}, "alpha is 3.0: give a number from 0 to 2."),
+        ({"negative": [[torch.zeros(1, 77, 24), {}]], "alpha": 11.0}, "alpha is 11.0: give a number from 0 to 10."),
     ],
 )
 def test_bad_input_of_the_sampler(model, text, run, change, sentence):
