@@ -176,7 +176,7 @@ def _steerings(layout, blocks, acting, model, x, t, steered, pictures, transform
     diffusion_model, chunks = uncompiled(model.diffusion_model), transformer_options["cond_or_uncond"]
     prompts = [prompt for prompt, _ in acting]
     strengths = [
-        strength if strength.ndim == 3 else layout.spread(diffusion_model, x, strength, conds)
+        strength if strength.shape[1:] == (1, 1) else layout.spread(diffusion_model, x, strength, conds)
         for strength in _strengths(acting, steered.to(x.device, non_blocking=True))
     ]
     projections = [prompt.projection(layout, blocks, model, t, pictures, transformer_options) for prompt in prompts]
@@ -216,7 +216,7 @@ def _in_window(pictures: torch.Tensor, transformer_options: dict) -> torch.Tenso
 
 
 def _strengths(acting: list[tuple[Prompt, torch.Tensor | None]], steered: torch.Tensor) -> list[torch.Tensor]:
-    """Alpha of every prompt: [batch, 1, 1], or a map [batch, 1, (frames,) height, width] where it has a region."""
+    """Alpha of every prompt: [batch, 1, 1], or a map [batch, 1, ...] of the latents' size where it has a region."""
     strengths = []
     for _, group in itertools.groupby(acting, key=lambda pair: id(pair[0].negative)):
         prompts, regions = zip(*group, strict=True)

@@ -22,7 +22,7 @@ class Prompt:
 
     Args:
         number: its place in the negative's CONDITIONING.
-        conds: ComfyUI's cond tensors by name, on the device and in the dtype that the model computes in.
+        conds: ComfyUI's conds by name, tensors on the device and in the dtype that the model computes in.
         region: where it acts, as `regions.region`.
         default: whether it acts where the negative's other entries leave room.
         start, end: the sigmas between which it acts; None for no bound.
@@ -32,7 +32,7 @@ class Prompt:
 
     negative: Negative
     number: int
-    conds: dict[str, torch.Tensor]
+    conds: dict[str, Any]
     region: torch.Tensor | None
     default: bool
     start: float | None
@@ -71,7 +71,7 @@ class Prompt:
 
     def _project(self, layout, blocks, model, t, options, limit):
         diffusion_model = uncompiled(model.diffusion_model)
-        conds = {name: cond.to(t.device) for name, cond in self.conds.items()}
+        conds = {name: cond.to(t.device) if torch.is_tensor(cond) else cond for name, cond in self.conds.items()}
         text = layout.text(diffusion_model, conds, model.model_sampling.timestep(t[:1]).float())
         if hasattr(layout, "patched"):
             text = layout.patched(text, options)
@@ -133,8 +133,8 @@ def prepare(negative: Negative, guider, noise, latent_image, denoise_mask, seed)
         Prompt(
             negative,
             number,
-            {name: _cast(name, cond.cond, noise.device, dtype) for name, cond in entry["model_conds"].items()
-             if torch.is_tensor(cond.cond)},
+            {name: _cast(name, cond.cond, noise.device, dtype) if torch.is_tensor(cond.cond) else cond.cond
+             for name, cond in entry["model_conds"].items()},
             regions[number],
             "default" in entry,
             entry.get("timestep_start"),

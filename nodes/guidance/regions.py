@@ -16,11 +16,11 @@ def region(cond: dict, noise: torch.Tensor) -> torch.Tensor | None:
 
     Args:
         cond: a processed cond of ComfyUI.
-        noise: [batch, channels, (frames,) height, width].
+        noise: [batch, channels, (frames,) height, width], or [batch, channels, time] of sound.
 
     Returns:
-        [batch, 1, (frames,) height, width] in the dtype of the noise; [batch, 1, 1] where that is [batch, 1, numbers],
-        a video and its sound in one row, in which nothing has a place.
+        [batch, 1, ...] in the shape and dtype of the noise; [batch, 1, 1] where that is [batch, 1, numbers], a video
+        and its sound in one row, in which nothing has a place.
     """
     if "default" in cond or not cond.keys() & {"area", "mask", "strength"}:
         return None
@@ -35,7 +35,8 @@ def region(cond: dict, noise: torch.Tensor) -> torch.Tensor | None:
     if 0 in view.shape:
         raise IndexError("an area of no size")
     view.copy_(part.mult[:, :1])
-    return strength[..., :1] if noise.ndim == 3 else strength
+    packed = noise.ndim == 3 and noise.shape[1] == 1
+    return strength[..., :1] if packed else strength
 
 
 def check_places(name: str, conditioning: list, noise: torch.Tensor) -> None:
@@ -43,9 +44,10 @@ def check_places(name: str, conditioning: list, noise: torch.Tensor) -> None:
 
     Args:
         name: the node's input, for the sentence.
-        noise: [batch, channels, (frames,) height, width].
+        noise: [batch, channels, (frames,) height, width], or [batch, channels, time] of sound.
     """
     size = "x".join(str(8 * length) for length in reversed(noise.shape[-2:]))
+    size = f"about {size} pixels" if noise.ndim > 3 else f"{noise.shape[-1]} numbers"
     for cond in comfy.sampler_helpers.convert_cond(conditioning):
         conds = [cond]
         try:
@@ -56,12 +58,12 @@ def check_places(name: str, conditioning: list, noise: torch.Tensor) -> None:
                 mask, dtype = " x ".join(map(str, cond["mask"].shape)), str(cond["mask"].dtype).removeprefix("torch.")
                 raise ValueError(
                     f"A mask of the {name} conditioning, of size {mask} in {dtype}, does not fit a batch of "
-                    f"{noise.shape[0]} at about {size} pixels: give it one picture of float numbers, or one for each "
+                    f"{noise.shape[0]} at {size}: give it one picture of float numbers, or one for each "
                     f"of the batch."
                 ) from error
             raise ValueError(
                 f"An area of the {name} conditioning, {as_written(cond.get('area'))}, lies outside of the picture of "
-                f"about {size} pixels or has no size: move it inside, or make the picture larger."
+                f"{size} or has no size: move it inside, or make the picture larger."
             ) from error
 
 

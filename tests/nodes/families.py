@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+import comfy.ldm.audio.embedders
 import comfy.ldm.chroma.model
 import comfy.ldm.flux.model
 import comfy.ldm.hunyuan_video.model
@@ -68,6 +69,28 @@ KANDINSKY = {
     "num_text_blocks": 2, "num_visual_blocks": 3, "in_text_dim": 24, "in_text_dim2": 20,
 }  # fmt: skip
 
+ACE = {
+    "audio_model": "ace", "num_layers": 2, "attention_head_dim": 24, "num_attention_heads": 2, "text_embedding_dim": 24,
+    "lyric_hidden_size": 32, "lyric_encoder_vocab_size": 64, "max_position": 64, "ssl_latent_dims": [8, 8],
+    "speaker_embedding_dim": 512,
+}  # fmt: skip
+ACE_15 = {
+    "audio_model": "ace1.5", "hidden_size": 64, "text_hidden_dim": 24, "num_heads": 4, "num_kv_heads": 2,
+    "head_dim": 16, "intermediate_size": 96, "encoder_hidden_size": 48, "encoder_num_heads": 4, "fsq_dim": 48,
+    "encoder_intermediate_size": 64, "num_dit_layers": 2, "num_lyric_layers": 1, "num_timbre_layers": 1,
+    "num_tokenizer_layers": 1,
+}  # fmt: skip
+AUDIO = {
+    "audio_model": "dit1.0", "io_channels": 8, "embed_dim": 128, "num_heads": 4, "cond_token_dim": 64,
+    "global_cond_dim": 128, "depth": 2, "project_cond_tokens": False,
+}  # fmt: skip
+#: Stable Audio 3, with two attentions in every layer, tokens for memory and no token for the timestep.
+AUDIO_3 = {
+    **AUDIO, "global_cond_dim": 64, "global_cond_type": "adaLN", "global_cond_shared_embed": True,
+    "num_memory_tokens": 3, "norm_type": "rms_norm", "attn_kwargs": {"qk_norm": "rms", "differential": True},
+    "timestep_features_type": "expo", "local_add_cond_dim": 9,
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Family:
@@ -81,7 +104,7 @@ class Family:
         layers: how many cross-attentions read the text.
         options: (tokens, random) -> what else the CONDITIONING of this family holds; random(*shape) -> tensor.
         positive: the same, for what only positive conds carry.
-        narrowed: replaces parts whose width no argument sets; takes the network.
+        narrowed: replaces parts whose width no argument sets; takes ComfyUI's BaseModel.
         settled: corrects random weights that would not do.
         width: of the text.
         sound: the shape of the sound that goes with a latent; () for none.
@@ -94,7 +117,7 @@ class Family:
     layers: int
     options: Callable = lambda tokens, random: {}
     positive: Callable = lambda random: {}
-    narrowed: Callable = lambda network: None
+    narrowed: Callable = lambda model: None
     settled: Callable = lambda network: None
     width: int = 24
     sound: tuple[int, ...] = ()
@@ -139,11 +162,11 @@ def _kandinsky(tokens, random):
     return {"pooled_output": random(1, 20)}
 
 
-def _narrow_adapter(network):
+def _narrow_adapter(model):
     """Anima's own text adapter, of fixed width otherwise (130M parameters)."""
     import comfy.ldm.anima.model
 
-    network.llm_adapter = comfy.ldm.anima.model.LLMAdapter(
+    model.diffusion_model.llm_adapter = comfy.ldm.anima.model.LLMAdapter(
         24,
         24,
         24,
@@ -155,9 +178,9 @@ def _narrow_adapter(network):
     )
 
 
-def _narrow_audio(network):
+def _narrow_audio(model):
     """HuMo's own audio projection, of fixed width otherwise (40M parameters)."""
-    network.audio_proj = comfy.ldm.wan.model.AudioProjModel(
+    model.diffusion_model.audio_proj = comfy.ldm.wan.model.AudioProjModel(
         8, 5, 4, intermediate_dim=8, device="cpu", dtype=torch.float32, operations=comfy.ops.disable_weight_init
     )
 
@@ -173,6 +196,55 @@ def _place(network):
         if ".qkv." in name:
             parameter.data *= 0.5
     network.pos_embed.copy_(torch.randn(network.pos_embed.shape, generator=torch.Generator().manual_seed(1)))
+
+
+def _lyrics(tokens, random):
+    return {"conditioning_lyrics": torch.arange(1, tokens + 2)[None], "lyrics_strength": 0.7}
+
+
+def _narrow_lyrics(model):
+    """ACE-Step's own encoder of lyrics, of fixed width otherwise (100M parameters)."""
+    import comfy.ldm.ace.lyric_encoder
+
+    model.diffusion_model.lyric_encoder = comfy.ldm.ace.lyric_encoder.ConformerEncoder(
+        input_size=32,
+        output_size=32,
+        attention_heads=2,
+        linear_units=32,
+        num_blocks=1,
+        static_chunk_size=0,
+        dtype=torch.float32,
+        operations=comfy.ops.disable_weight_init,
+    ).eval()
+
+
+def _encoded_lyrics(tokens, random):
+    return {"conditioning_lyrics": random(1, tokens + 1, 24)}
+
+
+def _duration(tokens, random):
+    return {"seconds_start": 3, "seconds_total": 40 + tokens}
+
+
+def _narrow_seconds(model):
+    """Stable Audio's own embedders of seconds, of fixed width otherwise."""
+    for name in ("seconds_start_embedder", "seconds_total_embedder"):
+        if hasattr(model, name):
+            expo = "global_cond_shared_embed" in model.model_config.unet_config
+            more = {"fourier_features_type": "expo"} if expo else {}
+            embedder = comfy.ldm.audio.embedders.NumberConditioner(64, 0, 384, **more)
+            for parameter in embedder.parameters():
+                parameter.data = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * 0.3
+            setattr(model, name, embedder)
+
+
+def _turning(network):
+    """Stable Audio's frequencies, which a checkpoint fills, and its norms."""
+    frequencies = network.transformer.rotary_pos_emb.inv_freq
+    frequencies.copy_(10000 ** -(torch.arange(len(frequencies)) / len(frequencies)))
+    for name, parameter in network.named_parameters():
+        if name.endswith("gamma"):
+            parameter.data += 1.0
 
 
 def _unet(config, layers, unet, **more):
@@ -276,6 +348,16 @@ FAMILIES = {
     ),
     "Kandinsky 5 Image": Family(
         "Kandinsky5Image", {**KANDINSKY, "visual_embed_dim": 64}, (16, 8, 8), "kandinsky", 3, _kandinsky
+    ),
+    "ACE-Step": Family("ACEStep", ACE, (8, 16, 10), "ace_step", 2, _lyrics, narrowed=_narrow_lyrics),
+    "ACE-Step 1.5": Family("ACEStep15", ACE_15, (64, 17), "ace_step_15", 2, _encoded_lyrics),
+    "Stable Audio": Family(
+        "StableAudio", AUDIO, (8, 17), "stable_audio", 2, _duration, narrowed=_narrow_seconds, settled=_turning,
+        width=64,
+    ),
+    "Stable Audio 3": Family(
+        "StableAudio3", AUDIO_3, (8, 17), "stable_audio", 2, _duration, narrowed=_narrow_seconds, settled=_turning,
+        width=64,
     ),
 }  # fmt: skip
 
@@ -390,7 +472,18 @@ def make_patcher(config, unet):
     config = config_class(_accepted(unet) | {"dtype": torch.float32})
     config.set_inference_dtype(torch.float32, None)
     cpu = torch.device("cpu")
-    return comfy.model_patcher.ModelPatcher(config.get_model({}, "", device="cpu"), load_device=cpu, offload_device=cpu)
+    model = config.get_model(_seconds(type(config)), "", device="cpu")
+    return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+
+
+def _seconds(config):
+    """What Stable Audio's models need of a checkpoint to be made."""
+    if not issubclass(config, comfy.supported_models.StableAudio):
+        return {}
+    expo = {"fourier_features_type": "expo"} if "global_cond_shared_embed" in config.unet_config else {}
+    weights = comfy.ldm.audio.embedders.NumberConditioner(768, **expo).state_dict()
+    names = "seconds_start", "seconds_total"
+    return {f"conditioner.conditioners.{name}.{key}": weights[key] for name in names for key in weights}
 
 
 def build(name):
@@ -401,7 +494,7 @@ def build(name):
     newer = [part for part in ("cross_attention_adaln", "txt_norm") if part in family.unet]
     if not all(hasattr(network, part) for part in newer):
         pytest.skip(f"this ComfyUI has no {name}")
-    family.narrowed(network)
+    family.narrowed(model.model)
     generator = torch.Generator().manual_seed(0)
     for key, parameter in network.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)

@@ -51,9 +51,6 @@ REFUSED = {
                                     "text_embed_dim": 24, "num_layers": 1, "time_embed_dim": 16,
                                     "use_rotary_positional_embeddings": True}),
     "a UNet without cross-attention": ("SD15", NO_ATTENTION),
-    "ACE-Step": ("ACEStep", {"audio_model": "ace", "num_layers": 1, "inner_dim": 48, "attention_head_dim": 24,
-                             "num_attention_heads": 2, "speaker_embedding_dim": 8, "text_embedding_dim": 24,
-                             "lyric_hidden_size": 24, "lyric_encoder_vocab_size": 8, "max_position": 64}),
 }  # fmt: skip
 
 

@@ -7,6 +7,11 @@ from dataclasses import dataclass
 import torch
 from families import FAMILIES
 
+try:
+    from comfy.ldm.ace.ace_step15 import get_silence_latent
+except ImportError:  # an older ComfyUI has no ACE-Step 1.5
+    get_silence_latent = None
+
 ALPHA = 0.4
 
 
@@ -23,6 +28,8 @@ class Truth:
         rotated: (q [rows, image tokens, heads, channels], arguments of the attention) -> q after rope.
         placed: (Z [rows, image tokens, channels]) -> as `out` takes it.
         gates: (attention, its arguments) -> what multiplies Z [rows, image tokens, heads, channels].
+        attend: (attention, q, k, v), each [rows, tokens, channels] -> Z so, where a layer is not one plain attention;
+            rotated, heads and gates do not count then.
     """
 
     attention: tuple[str, str]
@@ -35,6 +42,7 @@ class Truth:
     rotated: Callable = lambda q, arguments: q
     placed: Callable = lambda z: z
     gates: Callable = lambda layer, arguments: 1.0
+    attend: Callable | None = None
 
 
 def normed(norm, projected, heads):
@@ -115,6 +123,60 @@ def kandinsky_text(network, key, embedding, options, seen):
     return tokens
 
 
+def ace_text(network, key, embedding, options, seen):
+    """The speaker (none), the tags and the lyrics."""
+    speaker = network.speaker_embedder(torch.zeros(1, 1, network.speaker_embedder.in_features))
+    lyrics = network.lyric_encoder(network.lyric_embs(options["conditioning_lyrics"]), None, 1, -1)[0]
+    lyrics = network.lyric_proj(lyrics) * options["lyrics_strength"]
+    return torch.cat([speaker, network.genre_embedder(embedding), lyrics], dim=1)
+
+
+def ace_rope(x):
+    """Pairs of neighbours x [rows, tokens, heads, channels], each channel by an angle of its own, not each pair."""
+    half = x.shape[-1] // 2
+    angles = torch.arange(x.shape[1])[:, None] / 1000000 ** (torch.arange(half) / half)
+    angles = torch.cat([angles, angles], dim=-1)[None, :, None]
+    even, odd = x[..., 0::2], x[..., 1::2]
+    return x * angles.cos() + torch.stack([-odd, even], dim=-1).flatten(-2) * angles.sin()
+
+
+def ace_15_text(network, key, embedding, options, seen):
+    """The lyrics, a token of the timbre of silence, and the tags."""
+    encoder, silence = network.encoder, get_silence_latent(FAMILIES["ACE-Step 1.5"].latent[1], "cpu").transpose(1, 2)
+    timbre = encoder.timbre_encoder(silence, torch.zeros(1, dtype=torch.long))[0]
+    lyrics = encoder.lyric_encoder(options["conditioning_lyrics"])
+    text = torch.cat([lyrics, timbre, encoder.text_projector(embedding)], dim=1)
+    return network.decoder.condition_embedder(text)
+
+
+def repeated(x, layer, heads):
+    """x [rows, tokens, channels] of fewer heads than the queries have."""
+    return x.unflatten(-1, (heads, -1)).repeat_interleave(layer.num_heads // heads, dim=2).flatten(2)
+
+
+def audio_text(network, key, embedding, options, seen):
+    """The text, and a token for each number of seconds that the model has an embedder for."""
+    names = [name for name in ("seconds_start", "seconds_total") if hasattr(seen["model"], f"{name}_embedder")]
+    seconds = [getattr(seen["model"], f"{name}_embedder")([options[name]])[0] for name in names]
+    return network.to_cond_embed(torch.cat([embedding, *seconds], dim=1))
+
+
+def audio_attention(layer, q, k, v):
+    """In Stable Audio 3 less a second attention with the same values: q and k are of both, side by side."""
+    width, z = layer.dim_heads * layer.num_heads, 0
+    for n in range(q.shape[-1] // width):
+        keys = k.chunk(q.shape[-1] // width, dim=-1)[n]
+        keys, values = (repeated(x, layer, layer.kv_heads) for x in (keys, v))
+        parts = q[..., n * width : (n + 1) * width], keys, values
+        heads = [part.unflatten(-1, (layer.num_heads, -1)).transpose(1, 2) for part in parts]
+        if hasattr(layer, "q_norm"):
+            heads[:2] = (x / (x.square().mean(-1, keepdim=True) + 1.2e-7).sqrt() * norm.gamma
+                         for x, norm in zip(heads, (layer.q_norm, layer.k_norm), strict=False))  # fmt: skip
+        scores = (heads[0] @ heads[1].transpose(-1, -2) / layer.dim_heads**0.5).softmax(-1)
+        z = z + (-1) ** n * (scores @ heads[2]).transpose(1, 2).flatten(2)
+    return z
+
+
 def plain_text(network, key, embedding, options, seen):
     return embedding
 
@@ -181,6 +243,27 @@ TRUTHS = {
         values=lambda layer, text: layer.to_value(text),
         text=kandinsky_text,
     ),
+    "ace_step": Truth(
+        ("comfy.ldm.ace.attention.Attention", ".cross_attn"), "to_q", "to_out.0", "heads",
+        keys=lambda layer, text: ace_rope(layer.to_k(text).unflatten(-1, (layer.heads, -1))).flatten(2),
+        values=lambda layer, text: layer.to_v(text),
+        text=ace_text,
+        rotated=lambda q, arguments: ace_rope(q),
+    ),
+    "ace_step_15": Truth(
+        ("comfy.ldm.ace.ace_step15.AceStepAttention", ".cross_attn"), "q_norm", "o_proj", "num_heads",
+        keys=lambda layer, text: repeated(normed(layer.k_norm, layer.k_proj(text), layer.num_kv_heads), layer,
+                                          layer.num_kv_heads),
+        values=lambda layer, text: repeated(layer.v_proj(text), layer, layer.num_kv_heads),
+        text=ace_15_text,
+    ),
+    "stable_audio": Truth(
+        ("comfy.ldm.audio.dit.Attention", ".cross_attn"), "to_q", "to_out", "num_heads",
+        keys=lambda layer, text: layer.to_kv(text)[..., : -layer.dim_heads * layer.kv_heads],
+        values=lambda layer, text: layer.to_kv(text)[..., -layer.dim_heads * layer.kv_heads :],
+        text=audio_text,
+        attend=audio_attention,
+    ),
 }  # fmt: skip
 
 
@@ -206,7 +289,7 @@ def truth(name, model, negative, alpha=ALPHA, only=None, where=None):
     """
     layout, network = TRUTHS[FAMILIES[name].layout], model.model.diffusion_model
     ((embedding, options),) = negative
-    seen = {}
+    seen = {"model": model.model}
 
     def remember(key, part=lambda args, output: output):
         def after(module, args, output):
@@ -220,10 +303,14 @@ def truth(name, model, negative, alpha=ALPHA, only=None, where=None):
         def before_output(_, args):
             (z,) = args
             q = seen[layer, "q"]
-            q = q.unflatten(-1, (heads, -1)) if q.ndim == 3 else q
-            q = layout.rotated(q, seen[layer, "arguments"]).transpose(1, 2)
             text = layout.text(network, key, embedding, options, seen)
             k, v = layout.keys(layer, text), layout.values(layer, text)
+            if layout.attend is not None:
+                rows = (x.expand(len(q), -1, -1) for x in (k, v))
+                negative_z = layout.attend(layer, q, *rows)
+                return (z - alpha * (1 if where is None else where(key, z)) * negative_z,)
+            q = q.unflatten(-1, (heads, -1)) if q.ndim == 3 else q
+            q = layout.rotated(q, seen[layer, "arguments"]).transpose(1, 2)
             k, v = (x.expand(len(q), -1, -1).unflatten(-1, (heads, -1)).transpose(1, 2) for x in (k, v))
             negative_z = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1) @ v
             negative_z = (negative_z.transpose(1, 2) * layout.gates(layer, seen[layer, "arguments"])).flatten(2)

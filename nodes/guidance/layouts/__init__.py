@@ -45,13 +45,17 @@ LAYOUTS = {
     "comfy.ldm.cosmos.model.GeneralDIT": "cosmos_1",
     "comfy.ldm.omnigen.omnigen2.OmniGen2Transformer2DModel": "omnigen2",
     "comfy.ldm.kandinsky5.model.Kandinsky5": "kandinsky",
+    "comfy.ldm.ace.model.ACEStepTransformer2DModel": "ace_step",
+    "comfy.ldm.ace.ace_step15.AceStepConditionGenerationModel": "ace_step_15",
+    "comfy.ldm.audio.dit.AudioDiffusionTransformer": "stable_audio",
     "comfy.ldm.flux.model.Flux": "flux",
     "comfy.ldm.modules.diffusionmodules.mmdit.MMDiT": "sd3",
 }
 #: What users call the models of these classes.
 MODELS = (
     "SD 1.x", "SD 2.x", "SDXL", "SD 3", "Flux", "LongCat", "Ovis-Image", "OmniGen 2", "PixArt", "HunyuanDiT",
-    "LTX-Video", "LTX-2", "Wan", "Cosmos", "Cosmos-Predict2", "Anima", "Kandinsky 5",
+    "LTX-Video", "LTX-2", "Wan", "Cosmos", "Cosmos-Predict2", "Anima", "Kandinsky 5", "ACE-Step",
+    "Stable Audio",
 )  # fmt: skip
 MODELS_IN_WORDS = f"{', '.join(MODELS[:-1])} or {MODELS[-1]}"
 

@@ -14,9 +14,9 @@ def over_patches(map: torch.Tensor, x: torch.Tensor, patch: tuple[int, ...]) -> 
     """[batch, image tokens, 1]: the value of a map at every patch, in the order the model flattens them.
 
     Args:
-        map: [batch, 1, (frames,) height, width].
-        x: latents [batch, channels, (frames,) height, width] as the model receives them.
-        patch: the size of a patch in latents: (frames, height, width), or (height, width).
+        map: [batch, 1, (frames,) height, width], or [batch, 1, time].
+        x: latents [batch, channels, ...] as the model receives them.
+        patch: the size of a patch in latents: (frames, height, width), (height, width) or (time,).
     """
     if x.ndim < len(patch) + 2:  # a picture in a model of videos
         map, x = map.unsqueeze(2), x.unsqueeze(2)
@@ -26,5 +26,5 @@ def over_patches(map: torch.Tensor, x: torch.Tensor, patch: tuple[int, ...]) -> 
     ends = [amount for length in reversed(missing) for amount in (0, length)]  # models pad sizes that do not divide
     map = torch.nn.functional.pad(map, ends, mode="replicate")
     size = [length // step for length, step in zip(map.shape[2:], patch, strict=True)]
-    mode = "bilinear" if len(size) == 2 else "trilinear"
-    return torch.nn.functional.interpolate(map, size=size, mode=mode).flatten(2).transpose(1, 2)
+    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}
+    return torch.nn.functional.interpolate(map, size=size, mode=mode[len(size)]).flatten(2).transpose(1, 2)

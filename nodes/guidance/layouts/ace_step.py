@@ -1,0 +1,72 @@
+"""ACE-Step: cross_attn in every block, over the speaker, the tags and the lyrics together; queries and keys turned."""
+
+from typing import NamedTuple
+
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+
+from ..steering import fit_rows, remember, steered
+from .grid import over_patches
+
+TEXT_CHANGES_WITH_TIME = False
+RULE = "nasa"
+READS = ("encode", "genre_embedder", "patch_size")
+
+
+class Layer(NamedTuple):
+    """A cross-attention, and the model's table of positions, by which its keys turn."""
+
+    attention: torch.nn.Module
+    positions: torch.nn.Module
+
+
+def blocks(model):
+    found = enumerate(model.transformer_blocks)
+    return {str(number): [Layer(block.cross_attn, model.rotary_emb)] for number, block in found}
+
+
+def width(model):
+    return model.genre_embedder.in_features
+
+
+def needs(model):
+    return ("conditioning_lyrics",)
+
+
+def text(model, conds, timestep):
+    context = conds["c_crossattn"]
+    speaker, lyrics = (conds[name][:1].expand(len(context), -1) for name in ("speaker_embeds", "lyric_token_idx"))
+    return model.encode(context, None, speaker, lyrics, None, conds["lyrics_strength"])[0]
+
+
+def keys_values(layer, text):
+    attention = layer.attention
+    k, v = (_heads(attention, project(text)) for project in (attention.to_k, attention.to_v))
+    return attention.processor.apply_rotary_emb(k, layer.positions(k, seq_len=k.shape[2])), v
+
+
+def forwards(layer):
+    attention = layer.attention
+    return [(attention, _with_positions), (attention.to_q, remember), (attention.to_out[0], steered)]
+
+
+def attend(nasa, q, k, v):
+    attention = nasa.layer.attention
+    q = attention.processor.apply_rotary_emb(_heads(attention, q), nasa.positions)
+    return optimized_attention(q, k, v, attention.heads, skip_reshape=True, transformer_options=nasa.options)
+
+
+fit = fit_rows
+
+
+def spread(model, x, map, conds):
+    return over_patches(map, x, tuple(model.patch_size))
+
+
+def _heads(attention, x):
+    return x.unflatten(-1, (attention.heads, -1)).transpose(1, 2)
+
+
+def _with_positions(attention, *args, rotary_freqs_cis=None, **more):
+    attention.nasa.positions = rotary_freqs_cis
+    return attention.nasa_before(*args, rotary_freqs_cis=rotary_freqs_cis, **more)

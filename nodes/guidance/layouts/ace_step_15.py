@@ -1,0 +1,55 @@
+"""ACE-Step 1.5: cross_attn in every layer of the decoder, over the lyrics, the timbre and the tags together."""
+
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+
+from ..steering import fit_rows, remember, steered
+from .grid import over_patches
+
+TEXT_CHANGES_WITH_TIME = False
+RULE = "nasa"
+READS = ("encoder", "null_condition_emb")
+
+
+def blocks(model):
+    return {str(number): [layer.cross_attn] for number, layer in enumerate(model.decoder.layers)}
+
+
+def width(model):
+    return model.encoder.text_projector.in_features
+
+
+def needs(model):
+    return ("conditioning_lyrics",)
+
+
+def text(model, conds, timestep):
+    """With the timbre of the negative's own reference sound, which without one is silence."""
+    context = conds["c_crossattn"]
+    lyrics, timbre = (conds[name][:1].expand(len(context), -1, -1) for name in ("lyric_embed", "refer_audio"))
+    order = torch.arange(len(context), device=context.device)
+    encoded, _ = model.encoder(context, None, lyrics, None, timbre.movedim(-1, -2), order)
+    if "replace_with_null_embeds" in conds:
+        encoded = model.null_condition_emb.to(encoded).expand_as(encoded)
+    return model.decoder.condition_embedder(encoded)
+
+
+def keys_values(attention, text):
+    k, v = (project(text).unflatten(-1, (-1, attention.head_dim)) for project in (attention.k_proj, attention.v_proj))
+    return attention.k_norm(k).transpose(1, 2), v.transpose(1, 2)
+
+
+def forwards(attention):
+    return [(attention.q_norm, remember), (attention.o_proj, steered)]
+
+
+def attend(nasa, q, k, v):
+    options = {"skip_reshape": True, "low_precision_attention": False, "enable_gqa": k.shape[1] < q.shape[2]}
+    return optimized_attention(q.transpose(1, 2), k, v, nasa.layer.num_heads, **options)
+
+
+fit = fit_rows
+
+
+def spread(model, x, map, conds):
+    return over_patches(map, x, (model.decoder.patch_size,))
