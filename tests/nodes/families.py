@@ -4,6 +4,7 @@ Random weights prove wiring, not quality. `build` makes the model, `conditioning
 `sample` runs it. `REFUSED` holds models that NASA must refuse: they are built, never run.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import comfy.ldm.audio.embedders
 import comfy.ldm.chroma.model
 import comfy.ldm.flux.model
 import comfy.ldm.hunyuan_video.model
+import comfy.ldm.qwen_image.model
 import comfy.ldm.wan.model
 import comfy.model_patcher
 import comfy.ops
@@ -385,6 +387,10 @@ OMNIGEN2 = {
     "image_model": "omnigen2", "hidden_size": 48, "num_layers": 2, "num_refiner_layers": 1, "num_attention_heads": 2,
     "num_kv_heads": 1, "multiple_of": 8, "axes_dim_rope": [8, 8, 8], "axes_lens": [16, 16, 16], "text_feat_dim": 24,
 }  # fmt: skip
+QWEN_IMAGE = {
+    "image_model": "qwen_image", "num_layers": 2, "attention_head_dim": 16, "num_attention_heads": 3,
+    "joint_attention_dim": 24, "axes_dims_rope": [4, 6, 6],
+}  # fmt: skip
 SD3 = {
     "in_channels": 16, "depth": 2, "adm_in_channels": 20, "num_patches": 64, "pos_embed_max_size": 8,
     "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 24, "out_features": 128}},
@@ -424,6 +430,17 @@ JOINT = {
         4,
     ),
     "OmniGen 2": Family("Omnigen2", OMNIGEN2, (16, 6, 7), "omnigen2", 2, _counted),
+    "Qwen-Image": Family("QwenImage", QWEN_IMAGE, (16, 1, 6, 7), "qwen_image", 2),
+    "Qwen-Image Edit": Family(  # 2511, whose reference pictures stand at timestep 0
+        "QwenImage", {**QWEN_IMAGE, "default_ref_method": "index_timestep_zero"}, (16, 1, 6, 8), "qwen_image", 2
+    ),
+    "Qwen-Image Layered": Family(
+        "QwenImage",
+        {**QWEN_IMAGE, "use_additional_t_cond": True, "default_ref_method": "negative_index"},
+        (16, 3, 6, 4),
+        "qwen_image",
+        2,
+    ),
     "SD 3": Family("SD3", SD3, (16, 6, 8), "sd3", 2, _with_pooled, settled=_place),
     "SD 3.5 large": Family(
         "SD3",
@@ -453,16 +470,17 @@ def families(*layouts):
 
 
 def _accepted(unet):
-    """Without what a dataclass of parameters of another version does not know."""
+    """Without what the parameters of another version do not know."""
     parameters = {
         "flux": comfy.ldm.flux.model.FluxParams,
         "flux2": comfy.ldm.flux.model.FluxParams,
         "chroma": comfy.ldm.chroma.model.ChromaParams,
         "hunyuan_video": comfy.ldm.hunyuan_video.model.HunyuanVideoParams,
+        "qwen_image": comfy.ldm.qwen_image.model.QwenImageTransformer2DModel,
     }.get(unet.get("image_model"))
     if parameters is None:
         return unet
-    return {key: unet[key] for key in unet if key in {*parameters.__annotations__, "image_model"}}
+    return {key: unet[key] for key in unet if key in {*inspect.signature(parameters).parameters, "image_model"}}
 
 
 def make_patcher(config, unet):
@@ -491,7 +509,7 @@ def build(name):
     family = ALL[name]
     model = make_patcher(family.config, family.unet)
     network = model.model.diffusion_model
-    newer = [part for part in ("cross_attention_adaln", "txt_norm") if part in family.unet]
+    newer = [part for part in ("cross_attention_adaln", "txt_norm", "default_ref_method") if part in family.unet]
     if not all(hasattr(network, part) for part in newer):
         pytest.skip(f"this ComfyUI has no {name}")
     family.narrowed(model.model)

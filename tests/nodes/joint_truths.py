@@ -288,7 +288,61 @@ def omnigen2(network, steer, x, timestep, context, ref_latents=(), **_):
     return -unpatchified(tokens, size, grid, x.shape)
 
 
-NETWORKS = {"flux": flux, "sd3": sd3, "omnigen2": omnigen2}
+def qwen_image(network, steer, x, timestep, context, attention_mask=None, ref_latents=(), ref_latents_method=None, **_):
+    size, axes = network.patch_size, network.pe_embedder.axes_dim
+    method = ref_latents_method or getattr(network, "default_ref_method", "index")
+
+    def cut(x, first):
+        parts = [patchified(frame, size) for frame in x.unbind(2)]
+        places = parts[0][1] - torch.tensor([(length + size // 2) // size // 2 for length in x.shape[-2:]])
+        ids = [torch.nn.functional.pad(places, (1, 0), value=first + number) for number in range(len(parts))]
+        return torch.cat([tokens for tokens, *_ in parts], dim=1), torch.cat(ids), parts[0][2]
+
+    def text_ids(text):
+        start = max((length + size // 2) // size // 2 for length in x.shape[-2:])
+        return torch.arange(start, start + text.shape[1])[:, None].expand(-1, 3)
+
+    tokens, ids, grid = cut(x, 0)
+    count = tokens.shape[1]
+    for number, latent in enumerate(ref_latents, start=1):
+        more, places, _ = cut(latent, -number if method == "negative_index" else number)
+        tokens, ids = torch.cat([tokens, more.expand(len(x), -1, -1)], dim=1), torch.cat([ids, places])
+    image = network.img_in(tokens)
+    time = network.time_text_embed(timestep, x)
+    zero = network.time_text_embed(timestep * 0, x) if method == "index_timestep_zero" else time
+    texts = [network.txt_in(network.txt_norm(text.expand(len(x), -1, -1))) for text in (context, *steer.contexts)]
+
+    def of_image(to):
+        """What each token of the image is modulated by, [batch, tokens, 6 * width]."""
+        of_picture, of_others = (to(time)[:, None].expand(-1, n, -1) for time, n in
+                                 ((time, count), (zero, image.shape[1] - count)))  # fmt: skip
+        return torch.cat([of_picture, of_others], dim=1).chunk(6, dim=-1)
+
+    def qkv(attention, x, ids, of_text):
+        names = ("add_q_proj", "add_k_proj", "add_v_proj") if of_text else ("to_q", "to_k", "to_v")
+        q, k, v = (getattr(attention, to)(x).unflatten(-1, (attention.heads, -1)).transpose(1, 2) for to in names)
+        norms = (attention.norm_added_q, attention.norm_added_k) if of_text else (attention.norm_q, attention.norm_k)
+        return rotated(norms[0](q), ids, axes), rotated(norms[1](k), ids, axes), v
+
+    for number, block in enumerate(network.transformer_blocks):
+        attention, shift, scale, gate, shift2, scale2, gate2 = block.attn, *of_image(block.img_mod)
+        mods = block.txt_mod(time)[:, None].chunk(6, dim=-1)
+        qi, ki, vi = qkv(attention, block.img_norm1(image) * (1 + scale) + shift, ids, False)
+        pairs = [
+            qkv(attention, block.txt_norm1(text) * (1 + mods[1]) + mods[0], text_ids(text), True) for text in texts
+        ]
+        z = steer.z(str(number), qi[:, :, :count], pairs[0][1:], (ki, vi), [pair[1:] for pair in pairs[1:]])
+        references = attend(qi[:, :, count:], (*pairs[0][1:], 0), (ki, vi, 0))
+        own = [attend(q, (k, v, 0), (ki, vi, 0)) for q, k, v in pairs]
+        image = image + gate * attention.to_out[0](merged(torch.cat([z, references], dim=2)))
+        image = image + gate2 * block.img_mlp(block.img_norm2(image) * (1 + scale2) + shift2)
+        texts = [text + mods[2] * attention.to_add_out(merged(z)) for text, z in zip(texts, own, strict=True)]
+        texts = [text + mods[5] * block.txt_mlp(block.txt_norm2(text) * (1 + mods[4]) + mods[3]) for text in texts]
+    tokens = network.proj_out(network.norm_out(image[:, :count], time)).unflatten(1, (x.shape[2], -1))
+    return torch.stack([unpatchified(frame, size, grid, x.shape) for frame in tokens.unbind(1)], dim=2)
+
+
+NETWORKS = {"flux": flux, "sd3": sd3, "omnigen2": omnigen2, "qwen_image": qwen_image}
 
 
 @contextmanager

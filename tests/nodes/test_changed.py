@@ -12,6 +12,8 @@ CHANGED = [
     ("Flux", "", "pe_embedder"),
     ("Flux", "", "patch_size"),
     ("Flux 2", "", "vector_in"),
+    ("Qwen-Image", "", "transformer_blocks"),
+    ("Qwen-Image", "", "txt_norm"),
     ("SD 3", "", "joint_blocks"),
     ("SD 3.5 medium", "", "context_embedder"),
     ("SD 3.5 medium", "", "patch_size"),

@@ -1,6 +1,7 @@
 """NASA in joint attention against whole networks written out by hand; random weights, so wiring and not quality."""
 
 from functools import cache
+from math import prod
 
 import comfy.model_management
 import comfy.samplers
@@ -68,7 +69,7 @@ def test_formula(pack, model, name, rule, adaptive):
 
 def joint_blocks(model):
     network = model.model.diffusion_model
-    names = "joint_blocks", "double_blocks", "single_blocks", "layers"
+    names = "joint_blocks", "double_blocks", "single_blocks", "layers", "transformer_blocks"
     return [block for name in names for block in getattr(network, name, ())]
 
 
@@ -165,7 +166,7 @@ def test_cfg_steers_the_positive_alone_in_one_call(pack, model, name, rule, monk
         forward = block.forward
 
         def counted(self, *args, **kwargs):
-            texts = [value for value in (*args[:1], kwargs.get("txt")) if torch.is_tensor(value)]
+            texts = [*args[:1], *(kwargs[key] for key in ("txt", "encoder_hidden_states") if key in kwargs)]
             if any(self is joint for joint in joint_blocks(model)):  # refiners may be of the same class
                 sizes.append(texts[0].shape[0])
             return forward(self, *args, **kwargs)
@@ -181,7 +182,9 @@ def test_cfg_steers_the_positive_alone_in_one_call(pack, model, name, rule, monk
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("name", ["Flux", "Flux schnell", "Flux 2", "OmniGen 2", "SD 3.5 medium"])
+@pytest.mark.parametrize(
+    "name", ["Flux", "Flux schnell", "Flux 2", "OmniGen 2", "Qwen-Image", "Qwen-Image Layered", "SD 3.5 medium"]
+)
 def test_masked_negative(pack, model, name, rule):
     """The left half of the picture."""
     positive, (height, width) = conditioning(name, 1), ALL[name].latent[-2:]
@@ -192,6 +195,7 @@ def test_masked_negative(pack, model, name, rule):
     patch = 1 if name == "Flux 2" else 2
     map = torch.nn.functional.pad(half[:, ::8, ::8], (0, -width % patch, 0, -height % patch), mode="replicate")
     map = torch.nn.functional.avg_pool2d(map[None], patch).flatten()
+    map = map.repeat(prod(ALL[name].latent[1:-2]))
     with by_hand(name, model, Steer([negative[0][0]], [0.6 * map.expand(2, -1)], rule)):
         expected = sample(name, model, positive)
     assert error(sample(name, pack.payload.patch(model, negative, 0.6, rule=rule), positive), expected) < BAR
@@ -277,17 +281,60 @@ def test_beside_replaced_blocks(pack, model, name, skipped):
     assert torch.isfinite(steered).all()
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("name", ["Flux", "Flux 2", "OmniGen 2"])
-def test_reference_pictures_are_not_steered(pack, model, name, rule):
+REFERENCES = {
+    "Flux": "index", "Flux 2": "index", "OmniGen 2": "", "Qwen-Image": "index",
+    "Qwen-Image Edit": "index_timestep_zero", "Qwen-Image Layered": "negative_index",
+}  # fmt: skip
+
+
+def with_references(name, seed):
+    """A prompt with two pictures."""
     generator = torch.Generator().manual_seed(4)
-    latents = [torch.randn(1, ALL[name].latent[0], 4, width, generator=generator) for width in (6, 4)]
-    latents = {"reference_latents": latents, "reference_latents_method": "index"}
-    positive, negative = conditioning(name, 1, **latents), conditioning(name, 2, tokens=9)
+    channels, frames = ALL[name].latent[0], [1] * (len(ALL[name].latent) - 3)
+    latents = [torch.randn(1, channels, *frames, 4, width, generator=generator) for width in (6, 4)]
+    return conditioning(name, seed, reference_latents=latents, reference_latents_method=REFERENCES[name])
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", REFERENCES)
+def test_reference_pictures_are_not_steered(pack, model, name, rule):
+    positive, negative = with_references(name, 1), conditioning(name, 2, tokens=9)
     with by_hand(name, model, Steer([negative[0][0]], alphas(0.6), rule)):
         expected = sample(name, model, positive)
     assert error(sample(name, pack.payload.patch(model, negative, 0.6, rule=rule), positive), expected) < BAR
     assert not torch.equal(sample(name, model, positive), sample(name, model, conditioning(name, 1)))
+
+
+@pytest.mark.parametrize("name", ["Flux", "Qwen-Image", "Qwen-Image Edit"])
+def test_cfg_steers_the_positive_alone_beside_reference_pictures(pack, model, name, monkeypatch):
+    """Those of Qwen-Image Edit have a timestep of their own, in a second half of the batch of timesteps."""
+    positive, uncond, negative = with_references(name, 1), with_references(name, 3), conditioning(name, 2, tokens=9)
+    steered = sample(name, pack.payload.patch(model, negative, 0.6), positive, uncond, cfg=3.0)
+    monkeypatch.setattr(
+        Apart, "steering", lambda self: by_hand(name, model, Steer([negative[0][0]], alphas(0.6), "difference"))
+    )
+    monkeypatch.setattr(comfy.samplers, "CFGGuider", Apart)
+    assert error(steered, sample(name, model, positive, uncond, cfg=3.0)) < 3 * BAR
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", ["Qwen-Image"])
+def test_tokens_that_a_mask_leaves_out_do_not_count(pack, model, name, rule, adaptive):
+    """Of the prompt and of the negative: as texts without them."""
+
+    def padded(seed, tokens):
+        ((text, _),) = conditioning(name, seed, tokens)
+        mask = torch.tensor([[1] * tokens + [0] * 3])
+        return [[torch.cat([text, 50 * torch.ones(1, 3, text.shape[-1])], dim=1), {"attention_mask": mask}]]
+
+    def steered(positive, negative):
+        return sample(name, pack.payload.patch(model, negative, 0.6, rule=rule, adaptive=adaptive), positive)
+
+    if "attention_mask" not in model.model.extra_conds(**padded(1, 12)[0][1], device="cpu", noise=torch.zeros(1)):
+        pytest.skip(f"the {name} of this ComfyUI reads no mask")
+    expected = steered(conditioning(name, 1), conditioning(name, 2, tokens=9))
+    assert error(steered(padded(1, 12), padded(2, 9)), expected) < BAR
 
 
 @pytest.mark.parametrize(

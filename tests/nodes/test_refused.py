@@ -39,8 +39,6 @@ REFUSED = {
                             "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16,
                             "num_attention_heads": 2, "caption_channels": [24, 24], "text_emb_dim": 20,
                             "axes_dims_rope": [8, 4, 4], "max_resolution": [8, 8], "llama_layers": [0, 0]}),
-    "Qwen-Image": ("QwenImage", {"image_model": "qwen_image", "num_layers": 1, "attention_head_dim": 16,
-                                 "num_attention_heads": 2, "joint_attention_dim": 24, "axes_dims_rope": [8, 4, 4]}),
     "Stable Cascade": ("Stable_Cascade_C", {"stable_cascade_stage": "c", "c_cond": 32, "c_hidden": [32, 32],
                                             "nhead": [2, 2], "blocks": [[1, 1], [1, 1]], "c_clip_text": 24,
                                             "c_clip_text_pooled": 24, "c_clip_img": 24}),

@@ -4,6 +4,7 @@ import torch
 
 from ..side_stream import forwards as forwards
 from .grid import over_patches, patches
+from .padding import without_padding
 
 TEXT_CHANGES_WITH_TIME = False
 RULE = "difference"
@@ -23,11 +24,7 @@ def needs(model):
 
 
 def text(model, conds, timestep):
-    """Without the tokens that its attention mask leaves out."""
-    context, mask = conds["c_crossattn"], conds.get("attention_mask")
-    if mask is not None:
-        context = context[:, (mask != 0).reshape(-1, mask.shape[-1]).any(dim=0)]
-    context = model.time_caption_embed.caption_embedder(context)
+    context = model.time_caption_embed.caption_embedder(without_padding(conds))
     turned = _turned(model, context.shape[1], context.device)
     for block in model.context_refiner:
         context = block(context, None, turned)
