@@ -22,7 +22,8 @@ the text goes through, in order, and whose `text` is the first block's; instead 
                                     the block's forward by name; call: a Call
     alone(block, given, text, positions)
                                     the arguments to change for the second call, with text [rows, tokens, width] in
-                                    place of the prompt's, and no mask. A block of two streams gets `no_picture`
+                                    place of the prompt's, and no mask; of what lies there for all rows of the batch,
+                                    those of the text are taken. A block of two streams gets `no_picture`
     text_of(block, returned)        the text in what the block's forward returns
     forwards = side_stream.forwards
     POSITIONAL                      only where a block's forward takes *args: the names of those
@@ -168,8 +169,7 @@ class JointSteering:
         changes = self.layout.alone(self.layer, given, stream.text, stream.positions)
         options = {**given.get("transformer_options", {}), "patches": {}, OVERRIDE: override}
         if others is not None:
-            rest = {name: _of_rows(value, index, batch) for name, value in given.items() if name not in changes}
-            changes = rest | changes
+            changes = {name: _of_rows(value, index, batch) for name, value in (given | changes).items()}
         stream.text = self.layout.text_of(self.layer, again(changes | {"transformer_options": options}))
         return found[0]
 
