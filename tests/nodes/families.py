@@ -13,6 +13,7 @@ import comfy.ldm.audio.embedders
 import comfy.ldm.chroma.model
 import comfy.ldm.flux.model
 import comfy.ldm.hunyuan_video.model
+import comfy.ldm.lumina.model
 import comfy.ldm.qwen_image.model
 import comfy.ldm.wan.model
 import comfy.model_patcher
@@ -391,6 +392,16 @@ QWEN_IMAGE = {
     "image_model": "qwen_image", "num_layers": 2, "attention_head_dim": 16, "num_attention_heads": 3,
     "joint_attention_dim": 24, "axes_dims_rope": [4, 6, 6],
 }  # fmt: skip
+LUMINA = {
+    "image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 48, "cap_feat_dim": 24, "n_layers": 2,
+    "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 1, "multiple_of": 8, "ffn_dim_multiplier": 1.0, "qk_norm": True,
+    "axes_dims": [8, 8, 8], "axes_lens": [300, 512, 512],
+}  # fmt: skip
+#: Its modulation is 256 wide, whatever the network is.
+ZIMAGE = {
+    **LUMINA, "dim": 256, "n_kv_heads": 2, "axes_dims": [32, 48, 48], "rope_theta": 256.0, "z_image_modulation": True,
+    "time_scale": 1000.0, "pad_tokens_multiple": 5,
+}  # fmt: skip
 SD3 = {
     "in_channels": 16, "depth": 2, "adm_in_channels": 20, "num_patches": 64, "pos_embed_max_size": 8,
     "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 24, "out_features": 128}},
@@ -429,6 +440,10 @@ JOINT = {
         "flux",
         4,
     ),
+    "Lumina 2": Family("Lumina2", LUMINA, (16, 6, 7), "lumina", 2),
+    "NewBie": Family("Lumina2", {**LUMINA, "clip_text_dim": 20}, (16, 6, 8), "lumina", 2, _with_pooled),
+    "Z-Image": Family("ZImage", ZIMAGE, (16, 6, 7), "lumina", 2),
+    "Z-Image Omni": Family("ZImage", {**ZIMAGE, "siglip_feat_dim": 12}, (16, 6, 8), "lumina", 2),
     "OmniGen 2": Family("Omnigen2", OMNIGEN2, (16, 6, 7), "omnigen2", 2, _counted),
     "Qwen-Image": Family("QwenImage", QWEN_IMAGE, (16, 1, 6, 7), "qwen_image", 2),
     "Qwen-Image Edit": Family(  # 2511, whose reference pictures stand at timestep 0
@@ -469,8 +484,18 @@ def families(*layouts):
     return [name for name, family in FAMILIES.items() if family.layout in layouts]
 
 
+#: Arguments of networks that older versions do not know, and the parts that they add.
+NEWER = {
+    "cross_attention_adaln": "cross_attention_adaln", "txt_norm": "txt_norm", "siglip_feat_dim": "siglip_embedder",
+    "clip_text_dim": "clip_text_pooled_proj", "default_ref_method": "default_ref_method",
+}  # fmt: skip
+
+
 def _accepted(unet):
-    """Without what the parameters of another version do not know."""
+    """Without what another version does not know."""
+    if unet.get("image_model") == "lumina2":
+        known = inspect.signature(comfy.ldm.lumina.model.NextDiT).parameters
+        return {key: unet[key] for key in unet if key in known}
     parameters = {
         "flux": comfy.ldm.flux.model.FluxParams,
         "flux2": comfy.ldm.flux.model.FluxParams,
@@ -509,7 +534,7 @@ def build(name):
     family = ALL[name]
     model = make_patcher(family.config, family.unet)
     network = model.model.diffusion_model
-    newer = [part for part in ("cross_attention_adaln", "txt_norm", "default_ref_method") if part in family.unet]
+    newer = [part for argument, part in NEWER.items() if argument in family.unet]
     if not all(hasattr(network, part) for part in newer):
         pytest.skip(f"this ComfyUI has no {name}")
     family.narrowed(model.model)

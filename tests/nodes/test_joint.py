@@ -1,7 +1,9 @@
 """NASA in joint attention against whole networks written out by hand; random weights, so wiring and not quality."""
 
+import inspect
 from functools import cache
 from math import prod
+from types import SimpleNamespace
 
 import comfy.model_management
 import comfy.samplers
@@ -69,7 +71,10 @@ def test_formula(pack, model, name, rule, adaptive):
 
 def joint_blocks(model):
     network = model.model.diffusion_model
-    names = "joint_blocks", "double_blocks", "single_blocks", "layers", "transformer_blocks"
+    names = (
+        "joint_blocks", "double_blocks", "single_blocks", "layers", "blocks", "transformer_blocks",
+        "double_stream_layers", "single_stream_layers",
+    )  # fmt: skip
     return [block for name in names for block in getattr(network, name, ())]
 
 
@@ -183,7 +188,18 @@ def test_cfg_steers_the_positive_alone_in_one_call(pack, model, name, rule, monk
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize(
-    "name", ["Flux", "Flux schnell", "Flux 2", "OmniGen 2", "Qwen-Image", "Qwen-Image Layered", "SD 3.5 medium"]
+    "name",
+    [
+        "Flux",
+        "Flux schnell",
+        "Flux 2",
+        "Lumina 2",
+        "Z-Image",
+        "OmniGen 2",
+        "Qwen-Image",
+        "Qwen-Image Layered",
+        "SD 3.5 medium",
+    ],
 )
 def test_masked_negative(pack, model, name, rule):
     """The left half of the picture."""
@@ -335,6 +351,56 @@ def test_tokens_that_a_mask_leaves_out_do_not_count(pack, model, name, rule, ada
         pytest.skip(f"the {name} of this ComfyUI reads no mask")
     expected = steered(conditioning(name, 1), conditioning(name, 2, tokens=9))
     assert error(steered(padded(1, 12), padded(2, 9)), expected) < BAR
+
+
+def as_omni(latents, contexts, seen):
+    """What Z-Image Omni's text encoder adds: two pictures of so many, so many texts around them, and what it sees."""
+    generator = torch.Generator().manual_seed(5)
+
+    def random(*shape):
+        return torch.randn(shape, generator=generator)
+
+    seen = [
+        SimpleNamespace(image_sizes=[(3, 16 * rows, 32)], last_hidden_state=random(1, 2 * rows, 12))
+        for rows in range(3, 3 + seen)
+    ]
+    return {
+        "reference_latents": [random(1, 16, 4, width) for width in (6, 4)[:latents]],
+        "reference_latents_text_embeds": [random(1, tokens, 24) for tokens in (7, 3, 4)[:contexts]],
+        "clip_vision_outputs": seen,
+    }
+
+
+@pytest.mark.parametrize(
+    "name, counts, rule",
+    [
+        ("Z-Image", (2, 1, 0), "difference"),
+        ("Z-Image", (1, 2, 0), "nasa"),
+        ("Z-Image Omni", (2, 3, 2), "difference"),
+        ("Z-Image Omni", (1, 0, 0), "vsf"),
+        ("Z-Image Omni", (2, 2, 3), "nasa"),
+    ],
+)
+def test_reference_pictures_of_z_image_omni_are_not_steered(pack, model, name, counts, rule, monkeypatch):
+    """Nor what it sees of them. They stand at time 0, for which the modulations of all rows come twice."""
+    if "ref_latents" not in inspect.signature(model.model.diffusion_model._forward).parameters:
+        pytest.skip("this ComfyUI has no reference pictures in Z-Image")
+    batch = 1 if counts[1] > counts[0] else 2  # more texts than pictures are one row at a time, in ComfyUI
+    references = as_omni(*counts)
+    positive, uncond = conditioning(name, 1, **references), conditioning(name, 3, **references)
+    negative = conditioning(name, 2, tokens=9)
+    patched = pack.payload.patch(model, negative, 0.6, rule=rule)
+    steer = Steer([negative[0][0]], alphas(0.6, batch=batch), rule)
+    with by_hand(name, model, steer):
+        expected = sample(name, model, positive, batch=batch)
+    assert error(sample(name, patched, positive, batch=batch), expected) < BAR
+    without = sample(name, model, conditioning(name, 1), batch=batch)
+    assert not torch.equal(sample(name, model, positive, batch=batch), without)
+    if batch == 2:
+        steered = sample(name, patched, positive, uncond, cfg=3.0)
+        monkeypatch.setattr(Apart, "steering", lambda self: by_hand(name, model, steer))
+        monkeypatch.setattr(comfy.samplers, "CFGGuider", Apart)
+        assert error(steered, sample(name, model, positive, uncond, cfg=3.0)) < 3 * BAR
 
 
 @pytest.mark.parametrize(

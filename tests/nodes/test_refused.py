@@ -13,11 +13,6 @@ HUNYUAN_VIDEO = {
     **FLUX, "image_model": "hunyuan_video", "patch_size": [1, 2, 2], "theta": 256, "byt5": False, "meanflow": False,
     "meanflow_sum": False, "use_cond_type_embedding": False, "vision_in_dim": None,
 }  # fmt: skip
-LUMINA = {
-    "image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 48, "cap_feat_dim": 24, "n_layers": 1,
-    "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2, "qk_norm": True, "axes_dims": [8, 8, 8],
-    "axes_lens": [300, 512, 512],
-}  # fmt: skip
 NO_ATTENTION = {
     **UNET, "num_res_blocks": [1, 1], "channel_mult": [1, 2], "transformer_depth": [0, 0], "context_dim": None,
     "transformer_depth_middle": -1, "transformer_depth_output": [0] * 4, "use_spatial_transformer": False,
@@ -33,8 +28,6 @@ REFUSED = {
                              "qk_norm": True, "qkv_bias": False}),  # asserts its width
     "HunyuanVideo": ("HunyuanVideo", HUNYUAN_VIDEO),
     "HunyuanImage 2.1": ("HunyuanImage21", {**HUNYUAN_VIDEO, "vec_in_dim": None}),
-    "Lumina 2": ("Lumina2", LUMINA),
-    "Z-Image": ("ZImage", {**LUMINA, "z_image_modulation": True, "pad_tokens_multiple": 4}),
     "HiDream": ("HiDream", {"image_model": "hidream", "patch_size": 2, "in_channels": 16, "out_channels": 16,
                             "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16,
                             "num_attention_heads": 2, "caption_channels": [24, 24], "text_emb_dim": 20,

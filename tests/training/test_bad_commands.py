@@ -60,7 +60,9 @@ def refused(capsys, *arguments: str) -> str:
     told = capsys.readouterr().err.strip().splitlines()
     assert code == 2 and told, (code, told)
     sentence = told[-1]
-    assert "error: " in sentence and len(sentence) <= 650 and sentence.isprintable() and "Traceback" not in "".join(told)
+    assert (
+        "error: " in sentence and len(sentence) <= 650 and sentence.isprintable() and "Traceback" not in "".join(told)
+    )
     return sentence
 
 

@@ -51,12 +51,13 @@ LAYOUTS = {
     "comfy.ldm.flux.model.Flux": "flux",
     "comfy.ldm.modules.diffusionmodules.mmdit.MMDiT": "sd3",
     "comfy.ldm.qwen_image.model.QwenImageTransformer2DModel": "qwen_image",
+    "comfy.ldm.lumina.model.NextDiT": "lumina",
 }
 #: What users call the models of these classes.
 MODELS = (
     "SD 1.x", "SD 2.x", "SDXL", "SD 3", "Flux", "LongCat", "Ovis-Image", "OmniGen 2", "PixArt", "HunyuanDiT",
     "LTX-Video", "LTX-2", "Wan", "Cosmos", "Cosmos-Predict2", "Anima", "Kandinsky 5", "ACE-Step", "Stable Audio",
-    "Qwen-Image",
+    "Qwen-Image", "Lumina 2", "Z-Image",
 )  # fmt: skip
 MODELS_IN_WORDS = f"{', '.join(MODELS[:-1])} or {MODELS[-1]}"
 
