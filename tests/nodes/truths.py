@@ -197,15 +197,15 @@ def attentions(name, model):
 
 
 @contextmanager
-def truth(name, model, negative, alpha=ALPHA, only=None, where=None):
+def truth(name, model, negative, alpha=ALPHA, only=None, where=None, rule="nasa", adaptive=False, positive=None):
     """NASA by hooks on the raw modules, for every row of every call.
 
     Args:
         only: (layer's name) -> whether it is steered.
         where: (layer's name, Z) -> how much the negative acts there, in a shape that fits Z.
+        positive: the prompt, for rules that weigh it.
     """
     layout, network = TRUTHS[FAMILIES[name].layout], model.model.diffusion_model
-    ((embedding, options),) = negative
     seen = {}
 
     def remember(key, part=lambda args, output: output):
@@ -222,13 +222,31 @@ def truth(name, model, negative, alpha=ALPHA, only=None, where=None):
             q = seen[layer, "q"]
             q = q.unflatten(-1, (heads, -1)) if q.ndim == 3 else q
             q = layout.rotated(q, seen[layer, "arguments"]).transpose(1, 2)
-            text = layout.text(network, key, embedding, options, seen)
-            k, v = layout.keys(layer, text), layout.values(layer, text)
-            k, v = (x.expand(len(q), -1, -1).unflatten(-1, (heads, -1)).transpose(1, 2) for x in (k, v))
-            negative_z = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1) @ v
-            negative_z = (negative_z.transpose(1, 2) * layout.gates(layer, seen[layer, "arguments"])).flatten(2)
-            negative_z = negative_z if where is None else where(key, z) * negative_z
-            return (z - alpha * layout.placed(negative_z),)
+
+            def attention(conditioning):
+                """Z and the sum of exp(q k / sqrt(d)), each [rows, tokens, heads, channels or 1]."""
+                ((embedding, options),) = conditioning
+                text = layout.text(network, key, embedding, options, seen)
+                k, v = layout.keys(layer, text), layout.values(layer, text)
+                k, v = (x.expand(len(q), -1, -1).unflatten(-1, (heads, -1)).transpose(1, 2) for x in (k, v))
+                scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+                gated = (scores.softmax(-1) @ v).transpose(1, 2) * layout.gates(layer, seen[layer, "arguments"])
+                return gated, scores.double().exp().sum(-1, keepdim=True).transpose(1, 2)
+
+            z_negative, e_negative = attention(negative)
+            strength = alpha if where is None else alpha * where(key, z)[..., None]
+            if rule != "nasa" or adaptive:
+                z_positive, e_positive = attention(positive)
+            if adaptive:
+                strength = strength * (2 - 2 * e_positive / (e_positive + e_negative)).clamp(max=1).float()
+            if rule == "nasa":
+                change = -strength * z_negative
+            elif rule == "difference":
+                change = strength * (z_positive - z_negative)
+            else:
+                m, a = (e_negative / e_positive).float(), torch.as_tensor(strength).clamp(max=1)
+                change = (z_positive - strength * m * z_negative) / (1 + a * m) - z_positive
+            return (z + layout.placed(change.flatten(2)),)
 
         return before_output
 
