@@ -92,6 +92,10 @@ class Attention:
         """The dimension of q, k and v in which tokens lie."""
         return 2 if self.heads_first else 1
 
+    def channels(self, q: torch.Tensor) -> int:
+        """Of a head."""
+        return q.shape[-1] if q.ndim == 4 else q.shape[-1] // self.heads
+
     def part(self, x: torch.Tensor, where: slice) -> torch.Tensor:
         return x.narrow(self.tokens, where.start, where.stop - where.start)
 
@@ -100,11 +104,13 @@ class Attention:
         k, v = (torch.cat(parts, self.tokens) for parts in zip(*(x[:2] for x in keys), strict=True))
         return self(queries.q, k, v, mask=self._masked(queries, keys))
 
-    def share(self, queries: Queries, marked: Keys, *others: Keys) -> torch.Tensor:
-        """The part of the softmax that goes to the marked keys, [batch, tokens, heads, 1], by values of 1 and 0."""
-        values = [torch.ones_like(marked.v), *(torch.zeros_like(x.v) for x in others)]
-        keys = (x._replace(v=v) for x, v in zip((marked, *others), values, strict=True))
-        return self.to(queries, *keys)[..., :1]
+    def shares(self, queries: Queries, *keys: Keys) -> tuple[torch.Tensor, ...]:
+        """What of the softmax goes to each of these keys, fp32, [batch, tokens, heads, 1]: by values of 1 and 0."""
+        channels = self.channels(queries.q)
+        marked = [x._replace(v=x.v.new_zeros(x.v.shape)) for x in keys]
+        for number, x in enumerate(marked):  # in a channel of its own
+            x.v.view(*x.v.shape[:-1], -1, channels)[..., number] = 1.0
+        return self.to(queries, *marked)[..., : len(keys)].float().split(1, dim=-1)
 
     def _masked(self, queries, keys):
         mask = self.mask
@@ -118,12 +124,10 @@ class Attention:
             for x in keys
         ], dim=-1)  # fmt: skip
 
-    @property
-    def gives_masses(self) -> bool:
+    def gives_masses(self, q: torch.Tensor) -> bool:
         """Whether `apart` computes what the call would, which neither is approximate nor has been changed."""
-        return (
-            self.before is None and self.mask is None and self.function.__name__ in EXACT and "scale" not in self.more
-        )
+        exact = self.before is None and self.mask is None and self.function.__name__ in EXACT
+        return exact and "scale" not in self.more and kernel(q.device, q.dtype, self.channels(q)) != ""
 
     def apart(self, queries: Queries, keys: Keys) -> Part:
         """By the kernel of torch that also gives the mass."""
@@ -133,10 +137,31 @@ class Attention:
             q, k, v = (x.reshape(*x.shape[:2], -1, q.shape[-1]).transpose(1, 2) for x in (q, k, v))
         if k.shape[1] < q.shape[1]:
             k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-        if not q.is_cuda:
-            z, mass = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[:2]
-        elif q.dtype == torch.float32:
-            z, mass = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True)[:2]
-        else:
-            z, mass = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[:2]
+        z, mass = KERNELS[kernel(q.device, q.dtype, q.shape[-1])](q, k, v)[:2]
         return Part(z.transpose(1, 2), mass[..., : q.shape[2]].transpose(1, 2).unsqueeze(-1))
+
+
+@torch.compiler.assume_constant_result
+def kernel(device: torch.device, dtype: torch.dtype, channels: int) -> str:
+    """The one of KERNELS for q, k and v on this device with so many channels in a head; empty for none."""
+    if device.type == "cpu":
+        return "cpu"
+    if device.type != "cuda":
+        return ""
+    like = torch.empty(1, 1, 8, channels, device=device, dtype=dtype)
+    params = torch.backends.cuda.SDPAParams(like, like, like, None, 0.0, False, False)
+    if dtype != torch.float32 and torch.backends.cuda.can_use_flash_attention(params):
+        return "flash"
+    return "efficient" if torch.backends.cuda.can_use_efficient_attention(params) else ""
+
+
+def _efficient(q, k, v):
+    return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True)
+
+
+#: What of torch gives masses beside Z, for q, k and v [batch, heads, tokens, channels].
+KERNELS = {
+    "cpu": torch.ops.aten._scaled_dot_product_flash_attention_for_cpu,
+    "flash": torch.ops.aten._scaled_dot_product_flash_attention,
+    "efficient": _efficient,
+}

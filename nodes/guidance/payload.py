@@ -25,7 +25,7 @@ from .layouts import MODELS_IN_WORDS, as_known, check_layout, find_layout, uncom
 from .negative import Negative
 from .prompt import Prompt, prepare
 from .regions import shares
-from .rules import LARGEST_ALPHA, RULES, reads
+from .rules import LARGEST_ALPHA, RULES
 from .side_stream import Call, SideStream, beside_each_other
 from .steering import Steering, installed
 
@@ -96,11 +96,6 @@ def patch(
         )
     check_conditioning("negative", negative, width, needs)
     rule = layout.RULE if rule == AUTO else rule
-    if not hasattr(layout, "alone") and ("share" in reads(rule, adaptive) or "mass" in reads(rule, adaptive)):
-        raise ValueError(
-            f"The rule {rule}{', adaptive,' if adaptive else ''} is for models such as Flux and SD 3: "
-            f"choose nasa or difference, not adaptive, for this one."
-        )
     chosen = frozenset(chosen_blocks(blocks, list(layout.blocks(diffusion_model))))
 
     model = model.clone()
@@ -167,7 +162,7 @@ def _apply_model(
     with as_known(model.diffusion_model):  # before the first block, so that no picture is steered in part
         blocks = blocks_of(model)
         steerings = [*_steerings(layout, blocks, acting, model, x, t, steered, pictures, transformer_options, conds)]
-    with installed(layout, steerings):
+    with installed(steerings):
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
 

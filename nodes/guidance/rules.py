@@ -7,13 +7,14 @@ query q and keys X, e_X = sum over X of exp(q k / sqrt(d)), and A_X = softmax ov
 
     nasa          Z+ - alpha A_N                                       SNOOPI, arXiv 2412.02687, section 4.2
     difference    Z+ + alpha (Z+ - Z-)                                 NAG, arXiv 2505.21179, without its clip and blend
-    vsf           (Z+ - alpha m A_N) / (1 + min(alpha, 1) m)           VSF, arXiv 2508.10931: one softmax over all keys,
+    vsf           (Z+ - alpha m A_N) / (1 + a m), a = min(alpha, 1)    VSF, arXiv 2508.10931: one softmax over all keys,
                   m = e_N / (e_I + e_P)                                the values of N times -alpha
     adaptive      alpha min(2 (1 - W), 1) in place of alpha            ours: less where the prompt takes nearly all
                   W = e_P / (e_P + e_N)
 
 Every Z is taken from the same queries, after rope and before the output projection: [batch, tokens, heads, channels];
-masses and strengths are [batch, tokens, heads, 1], or broadcast to it. Where alpha is 0, Z+ stays as it is.
+masses and strengths are [batch, tokens, heads, 1], or broadcast to it. Where alpha is 0, Z+ stays as it is. What a
+model adds to Z+ of a cross-attention, such as its attention to the tokens of a picture, is not steered.
 """
 
 from typing import NamedTuple
@@ -22,6 +23,8 @@ import torch
 
 #: Of use are up to 1 or 2 for nasa, 3 for difference and 3.5 to 6 for vsf, as its authors run it.
 LARGEST_ALPHA = 10.0
+#: Beside so large an m nothing is left of Z+; it keeps vsf's fraction finite.
+LARGEST_MASS = 1e6
 
 
 class Seen(NamedTuple):
@@ -53,11 +56,14 @@ def difference(z, z_positive, negatives):
 
 
 def vsf(z, z_positive, negatives):
-    total = 1.0
+    """As a change of Z+: Z+ - sum of (alpha m A_N + a m Z+) / (1 + sum of a m)."""
+    change, total = 0.0, 1.0
     for seen, alpha in negatives:
-        z = z - alpha * seen.mass * seen.text
-        total = total + alpha.clamp(max=1.0) * seen.mass
-    return z / total
+        mass = seen.mass.clamp(max=LARGEST_MASS)
+        limited = alpha.clamp(max=1.0)
+        change = change + mass * (alpha * seen.text + limited * z_positive)
+        total = total + mass * limited
+    return z - change / total
 
 
 #: Every rule by its name, and what it reads of a negative.
@@ -70,7 +76,10 @@ def reads(rule: str, adaptive: bool) -> set[str]:
 
 
 def steer_away(
-    z_positive: torch.Tensor, negatives: list[tuple[Seen, torch.Tensor, str, bool]], norm_limit: float = 0.0
+    z_positive: torch.Tensor,
+    negatives: list[tuple[Seen, torch.Tensor, str, bool]],
+    norm_limit: float = 0.0,
+    z_text: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Z+ steered away from each of these negatives.
 
@@ -80,8 +89,9 @@ def steer_away(
             adaptive.
         norm_limit: the largest L1 norm of a token of the result, all heads together, as a multiple of the same token's
             in Z+ (NAG, equation 8, where it is tau); 0 for none.
+        z_text: Z+ without what the model added to it, as the rules that read it compare it with Z-; None for Z+ itself.
     """
-    z = z_positive
+    z, z_text = z_positive, z_positive if z_text is None else z_text
     for name, (rule, _) in RULES.items():
         here = [
             (seen, alpha * (2 - 2 * seen.share).clamp(max=1.0).to(alpha.dtype) if adaptive else alpha)
@@ -89,7 +99,7 @@ def steer_away(
             if chosen == name
         ]
         if here:
-            z = rule(z, z_positive, here).to(z.dtype)
+            z = rule(z, z_text, here).to(z.dtype)
     if norm_limit:
         features = tuple(range(2, z.ndim))
         norm, largest = (x.abs().sum(dim=features, keepdim=True, dtype=torch.float32) for x in (z, z_positive))

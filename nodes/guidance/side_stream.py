@@ -37,7 +37,8 @@ from collections.abc import Iterator
 import torch
 
 from .attention import OVERRIDE, Attention, Keys, Queries
-from .rules import Seen, reads, steer_away
+from .rules import reads, steer_away
+from .sight import asked, merged
 from .steering import rows
 
 
@@ -105,6 +106,9 @@ class JointSteering:
         self.names = _names(type(layer), getattr(call.layout, "POSITIONAL", ()))
         self.norm_limit = min((s.norm_limit for s, acts in streams if acts and s.norm_limit), default=0.0)
 
+    def forwards(self):
+        return self.layout.forwards(self.layer)
+
     def steer(self, given, again, attention, q, k, v) -> torch.Tensor:
         """Z of all tokens, [batch, tokens, heads, channels]; the negatives' texts become the next block's."""
         batch, tokens = q.shape[0], q.shape[attention.tokens]
@@ -126,9 +130,9 @@ class JointSteering:
             return attention(q, k, v, mask=attention.mask)
         needs = set().union(*(reads(stream.rule, stream.adaptive) for stream, *_ in acting))
         queries = Queries(attention.part(q[index], picture), index, picture)
-        if needs == {"text"} or not attention.gives_masses:
+        if needs == {"text"} or not attention.gives_masses(q):
             z = attention(q, k, v, mask=attention.mask)
-            seen = [_asked(attention, needs, queries, image_keys, prompt_keys, keys) for _, keys, _ in acting]
+            seen = [asked(attention, needs, queries, prompt_keys, keys, image_keys) for _, keys, _ in acting]
         else:
             images = Queries(attention.part(q[index], image), index, image)
             parts = [attention.apart(images, keys) for keys in (image_keys, prompt_keys)]
@@ -138,7 +142,7 @@ class JointSteering:
             if others is not None:
                 z[others] = attention(q[others], k[others], v[others])
             parts = [part.of(self.call.picture) for part in parts]
-            seen = [_merged(needs, *parts, attention.apart(queries, keys)) for _, keys, _ in acting]
+            seen = [merged(needs, parts[1], attention.apart(queries, keys), parts[0]) for _, keys, _ in acting]
         negatives = [
             (sight, alpha, stream.rule, stream.adaptive) for sight, (stream, _, alpha) in zip(seen, acting, strict=True)
         ]
@@ -172,29 +176,6 @@ class JointSteering:
             changes = {name: _of_rows(value, index, batch) for name, value in (given | changes).items()}
         stream.text = self.layout.text_of(self.layer, again(changes | {"transformer_options": options}))
         return found[0]
-
-
-def _asked(attention, needs, queries, image, prompt, negative) -> Seen:
-    """By attention alone: what needs the picture's keys is a second attention over it."""
-    mass = share = None
-    if "mass" in needs:
-        part = attention.share(queries, negative, image, prompt)
-        mass = part / (1 - part)
-    if "share" in needs:
-        share = attention.share(queries, prompt, negative)
-    return Seen(
-        attention.to(queries, negative) if "text" in needs else None,
-        attention.to(queries, negative, image) if "whole" in needs else None,
-        mass,
-        share,
-    )
-
-
-def _merged(needs, image, prompt, negative) -> Seen:
-    """From attention to each part of the keys and its mass."""
-    mass = (negative.mass - torch.logaddexp(image.mass, prompt.mass)).exp() if "mass" in needs else None
-    share = (prompt.mass - negative.mass).sigmoid() if "share" in needs else None
-    return Seen(negative.z, image.joined(negative).z if "whole" in needs else None, mass, share)
 
 
 def beside(block, *args, **kwargs):

@@ -1,16 +1,37 @@
 """Installs NASA in a model's cross-attention layers for one call of the model.
 
 A layer's own code computes Z+, or another pack's that took its place. What they share is where the queries come from
-and where Z+ goes, the output projection: there NASA looks on, and subtracts.
+and where Z+ goes, the output projection: there NASA looks on, and subtracts. Rules that weigh the negative against the
+prompt also look on where K+ and V+ come from.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from types import MethodType, ModuleType
+from functools import partial
+from types import MethodType
+from typing import NamedTuple
 
 import torch
 
-from .rules import Seen, steer_away
+from .attention import OVERRIDE, Attention, Keys, Part, Queries
+from .rules import Seen, reads, steer_away
+from .sight import asked, merged
+
+
+class Attended(NamedTuple):
+    """What a layout's attention came to.
+
+    Attributes:
+        z: what the layout made of it, [batch, tokens, heads, channels].
+        part: Z and mass as the kernel gave them; None where none does.
+        attention, queries, keys: the call.
+    """
+
+    z: torch.Tensor
+    part: Part | None
+    attention: Attention
+    queries: Queries
+    keys: Keys
 
 
 class Steering:
@@ -35,26 +56,76 @@ class Steering:
         self.layout, self.layer, self.kept, self.texts = layout, layer, kept, texts
         self.strengths, self.rules, self.norm_limit = strengths, rules, norm_limit
         self.chunks, self.options = chunks, options
-        self.queries = ()
+        self.weighs = set().union(*(reads(*rule) for rule in rules)) - {"text"}
+        self.queries, self.keys, self.values, self.mask = (), (), (), None
         self.gates, self.gate = (), None
         self.positions = None
+        self.override = None
+
+    def forwards(self) -> list[tuple[torch.nn.Module, Callable]]:
+        """The modules whose forward changes while the layer is steered, and what it becomes."""
+        changed = self.layout.forwards(self.layer)
+        return [*changed, *self.layout.prompt(self.layer)] if self.weighs else changed
+
+    def handed(self, options: dict) -> dict:
+        """The transformer_options for the layout's attention, where the layer's own gets these."""
+        return options if self.override is None else {**options, OVERRIDE: partial(self.override, options)}
 
     def steer(self, z: torch.Tensor) -> torch.Tensor:
         """Z_NASA from Z+ [batch, image tokens, channels] and the queries that were asked for since the last time."""
         q, self.queries = _whole(self.queries, z.shape[0]), ()
         if self.gates:
             self.gate, self.gates = _whole(self.gates, z.shape[0]), ()
+        prompt = self.keys, self.values
 
         def fitted(x):
             return self.layout.fit(self.layer, x, z, self.chunks)
 
         negatives = [*self.kept, *(self.layout.keys_values(self.layer, text) for text in self.texts)]
-        z_negatives = [self.layout.attend(self, q, fitted(k), fitted(v)) for k, v in negatives]
+        negatives = [(fitted(k), fitted(v)) for k, v in negatives]
+        if self.weighs:
+            return self._weighed(z, q, prompt, negatives, [fitted(alpha).unsqueeze(-1) for alpha in self.strengths])
+        z_negatives = [self.layout.attend(self, q, k, v) for k, v in negatives]
         negatives = [
             (Seen(z_negative, z_negative), fitted(alpha), *rule)
             for z_negative, alpha, rule in zip(z_negatives, self.strengths, self.rules, strict=True)
         ]
         return steer_away(z, negatives, self.norm_limit)
+
+    def _weighed(self, z, q, prompt, negatives, strengths):
+        """By rules that weigh the negatives against the prompt's K+ and V+."""
+        k, v = (_of_prompt(self.layer, asked, z.shape[0]) for asked in prompt)
+        self.keys, self.values = (), ()  # those of the negatives came after the prompt's
+        positive, self.mask = self._attended(q, k, v), None
+        seen = [self._seen(positive, self._attended(q, k, v)) for k, v in negatives]
+        negatives = [(sight, alpha, *rule) for sight, alpha, rule in zip(seen, strengths, self.rules, strict=True)]
+        z = z.unflatten(2, positive.z.shape[2:])
+        return steer_away(z, negatives, self.norm_limit, positive.z).flatten(2)
+
+    def _attended(self, q, k, v) -> Attended:
+        """By the layout's own attention, with its mass where a kernel gives it."""
+        found = []
+
+        def override(options, function, q, k, v, *arguments, **more):
+            attention = Attention(function, options, arguments, more)
+            queries, keys = Queries(q, slice(None), slice(None)), Keys(k, v)
+            part = attention.apart(queries, keys) if attention.gives_masses(q) else None
+            found.append((part, attention, queries, keys))
+            return attention.result(attention(q, k, v, mask=attention.mask) if part is None else part.z)
+
+        self.override = override
+        z = self.layout.attend(self, q, k, v)
+        self.override = None
+        return Attended(z.unflatten(2, (found[0][1].heads, -1)), *found[0])
+
+    def _seen(self, positive: Attended, negative: Attended) -> Seen:
+        if positive.part is None or negative.part is None:
+            prompt = positive.keys._replace(tokens=slice(0, positive.keys.k.shape[positive.attention.tokens]))
+            needs = self.weighs - {"whole"}
+            seen = asked(positive.attention, needs, negative.queries, prompt, negative.keys)
+        else:
+            seen = merged(self.weighs, positive.part, negative.part)
+        return seen._replace(text=negative.z, whole=negative.z)
 
 
 def remember(module, *args, **kwargs):
@@ -62,6 +133,20 @@ def remember(module, *args, **kwargs):
     q = module.nasa_before(*args, **kwargs)
     module.nasa.queries = (*module.nasa.queries, q)
     return q
+
+
+def remember_keys(module, *args, **kwargs):
+    """The forward of a module that gives a layer's keys."""
+    k = module.nasa_before(*args, **kwargs)
+    module.nasa.keys = (*module.nasa.keys, k)
+    return k
+
+
+def remember_values(module, *args, **kwargs):
+    """The forward of a module that gives a layer's values."""
+    v = module.nasa_before(*args, **kwargs)
+    module.nasa.values = (*module.nasa.values, v)
+    return v
 
 
 def remember_gate(module, *args, **kwargs):
@@ -82,13 +167,25 @@ def _whole(asked: tuple[torch.Tensor, ...], batch: int) -> torch.Tensor:
     return alike[0] if alike else torch.cat(asked)
 
 
+def _of_prompt(layer, asked: tuple[torch.Tensor, ...], batch: int) -> torch.Tensor:
+    """K+ or V+ for all rows; RuntimeError where another pack made them in a way of its own."""
+    if any(x.shape[0] == batch for x in asked) or len({x.shape[1:] for x in asked}) == 1:
+        whole = _whole(asked, batch)
+        if whole.shape[0] == batch:
+            return whole
+    raise RuntimeError(
+        f"NASA cannot see the prompt's keys and values in {type(layer).__name__}, which another node pack must have "
+        f"changed: in the NASA patch, choose nasa as the rule, with adaptive off."
+    )
+
+
 @contextmanager
-def installed(layout: ModuleType, steerings: Iterable[Steering]) -> Iterator[None]:
+def installed(steerings: Iterable[Steering]) -> Iterator[None]:
     """Steer these layers during one call; afterwards, also after an error, every module is as it was."""
     before = []
     try:
         for steering in steerings:
-            for module, forward in layout.forwards(steering.layer):
+            for module, forward in steering.forwards():
                 before.append((module, module.__dict__.get("forward")))
                 # Not by setattr, which for a module takes a microsecond, times three, times 140 in SDXL.
                 module.__dict__.update(nasa_before=module.forward, nasa=steering, forward=MethodType(forward, module))

@@ -18,9 +18,10 @@ def with_replacement(model):
     return model
 
 
-@pytest.mark.parametrize("replaced", [False, True])
-@pytest.mark.parametrize("share", [0.0, 100.0])
-def test_on_off_and_alpha_on_one_compiled_network(pack, models, text, sample, monkeypatch, share, replaced):
+@pytest.mark.parametrize(
+    "share, replaced, adaptive", [(100.0, False, False), (0.0, True, False), (0.0, False, True), (100.0, True, True)]
+)
+def test_on_off_and_alpha_on_one_compiled_network(pack, models, text, sample, monkeypatch, share, replaced, adaptive):
     """NASA acts, changes alpha and prompt without recompiling, and goes, whichever came first.
 
     Newer cores compile without guards on transformer_options; here that is so on every version.
@@ -42,7 +43,7 @@ def test_on_off_and_alpha_on_one_compiled_network(pack, models, text, sample, mo
         return model
 
     def nasa(model, alpha, seed=2):
-        return pack.payload.patch(model, text(seed), alpha)
+        return pack.payload.patch(model, text(seed), alpha, rule="nasa", adaptive=adaptive)
 
     def check(alpha, seed=2, compiled_first=True):
         both = nasa(compiled(model), alpha, seed) if compiled_first else compiled(nasa(model, alpha, seed))

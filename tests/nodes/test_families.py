@@ -61,6 +61,34 @@ def test_formula(pack, model, name):
     assert torch.equal(sample(name, model, positive), plain)
 
 
+RULES = [("nasa", False), ("nasa", True), ("difference", False), ("vsf", False), ("vsf", True)]
+DEEP = "SD 1.5", "SDXL", "SSD-1B", "Vega", "KOALA-700M", "KOALA-1B"  # SD 2.1's layers many times over
+ONE_OF_EACH = [
+    "SD 2.1", "PixArt-sigma", "HunyuanDiT", "LTX-Video", "LTX-Video 2.3", "Wan 2.1 I2V", "Cosmos-Predict2 T2I",
+    "Cosmos 1", "Kandinsky 5",
+]  # fmt: skip
+EITHER_WAY = [(name, True) for name in FAMILIES if name not in DEEP] + [(name, False) for name in ONE_OF_EACH]
+
+
+@pytest.mark.parametrize("name, kernel", EITHER_WAY)
+def test_every_rule_and_adaptive(pack, model, name, kernel, monkeypatch):
+    """With masses from torch's kernel, and asked for by attention where it gives none."""
+    positive, negative = conditioning(name, 1, positive=True), conditioning(name, 2, tokens=9)
+    plain, bar = sample(name, model, positive, steps=1), 1e-5
+    if not kernel:
+        monkeypatch.setattr(pack.attention, "EXACT", ())
+    for rule, adaptive in RULES:
+        with truth(name, model, negative, rule=rule, adaptive=adaptive, positive=positive):
+            expected = sample(name, model, positive, steps=1)
+        patched = pack.payload.patch(model, negative, ALPHA, rule=rule, adaptive=adaptive)
+        error = (sample(name, patched, positive, steps=1) - expected).abs().max() / expected.abs().max()
+        if (rule, adaptive) == ("nasa", False):
+            bar = max(bar, 10 * error)  # what deep networks with sharp softmaxes make of rounding
+        assert error < bar, (rule, adaptive)
+        assert (expected - plain).abs().max() > 100 * bar * expected.abs().max(), (rule, adaptive)
+    assert torch.equal(sample(name, model, positive, steps=1), plain)
+
+
 class Apart(comfy.samplers.CFGGuider):
     """CFG in two calls, the positive one steered by hand."""
 

@@ -24,10 +24,11 @@ drawn = Counter()
 def truth(model, uses, positives):
     """The formula by hand.
 
-    uses: of NASA, each with negatives [(context, mask or None, start, end)], alpha, start, end, places, norm_limit.
+    uses: of NASA, each with negatives [(context, mask or None, start, end)], alpha, rule, adaptive, start, end, places,
+        norm_limit.
     positives: the uuids of conds that a guider steers towards.
     """
-    unet, call, queries = model.model.diffusion_model, {}, {}
+    unet, call, given = model.model.diffusion_model, {}, {}
     sampling = model.get_model_object("model_sampling")
 
     def begin(_, args, kwargs):
@@ -46,16 +47,15 @@ def truth(model, uses, positives):
             if acting:
                 call["uses"].append((use, acting))
 
-    def remember(module, _, q):
-        queries[module] = q
+    def remember(module, _, output):
+        given[module] = output
 
-    def attention(attn, context):
-        q = queries[attn.to_q]
-        k, v = attn.to_k(context), attn.to_v(context)
-        heads = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (q, k, v))
-        q, k, v = heads
-        z = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1) @ v
-        return z.transpose(1, 2).flatten(2) * override(model)
+    def attention(attn, k, v):
+        """Z and the sum of exp(q k / sqrt(d)), [rows, tokens, heads, channels or 1]."""
+        q, k, v = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (given[attn.to_q], k, v))
+        scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+        z, total = scores.softmax(-1) @ v, scores.double().exp().sum(-1, keepdim=True)
+        return z.transpose(1, 2) * override(model), total.transpose(1, 2)
 
     def share(acting, tokens):
         """[tokens] for every negative: masks in the layer's size, and the mean where negatives overlap."""
@@ -71,13 +71,30 @@ def truth(model, uses, positives):
     def steer(attn, place):
         def before_output(_, args):
             (z,) = args
-            result, limits = z.clone(), []
+            # What comes after reads the projections again, for the negatives.
+            z_positive, e_positive = attention(attn, given[attn.to_k], given[attn.to_v])
+            z = z.unflatten(-1, (attn.heads, -1))
+            result, limits, subtracted, mass = z.clone(), [], 0.0, 1.0
             for use, acting in call["uses"]:
                 if place not in use["places"]:
                     continue
                 for (context, *_), weight in zip(acting, share(acting, z.shape[1]), strict=True):
-                    result -= use["alpha"] * weight[:, None] * attention(attn, context.expand(z.shape[0], -1, -1))
+                    context = context.expand(z.shape[0], -1, -1)
+                    z_negative, e_negative = attention(attn, attn.to_k(context), attn.to_v(context))
+                    alpha = use["alpha"] * weight[:, None, None]
+                    if use["adaptive"]:
+                        alpha = alpha * (2 - 2 * e_positive / (e_positive + e_negative)).clamp(max=1).float()
+                    if use["rule"] == "nasa":
+                        result -= alpha * z_negative
+                    elif use["rule"] == "difference":
+                        result += alpha * (z_positive - z_negative)
+                    else:
+                        m = (e_negative / e_positive).float()
+                        subtracted = subtracted + alpha * m * z_negative
+                        mass = mass + alpha.clamp(max=1) * m
                 limits += [use["norm_limit"]] if use["norm_limit"] else []
+            result = (result + (z_positive - subtracted) / mass - z_positive).flatten(2)
+            z = z.flatten(2)
             if limits:
                 ratio = result.abs().sum(-1, keepdim=True) / z.abs().sum(-1, keepdim=True)
                 result = torch.where(ratio > min(limits), result * min(limits) / ratio, result)
@@ -97,7 +114,8 @@ def truth(model, uses, positives):
     with ExitStack() as stack:
         stack.callback(unet.register_forward_pre_hook(begin, with_kwargs=True).remove)
         for place, attn in places(unet):
-            stack.callback(attn.to_q.register_forward_hook(remember).remove)
+            for part in (attn.to_q, attn.to_k, attn.to_v):
+                stack.callback(part.register_forward_hook(remember).remove)
             stack.callback(attn.to_out.register_forward_pre_hook(steer(attn, place)).remove)
         yield
 
@@ -136,6 +154,8 @@ def draw(rng, model, controls):
         return {
             "negatives": negatives,
             "alpha": alpha,
+            "rule": rng.choice(("nasa", "nasa", "difference", "vsf")),
+            "adaptive": rng.random() < 0.4,
             "start": start,
             "end": end,
             "places": chosen,
@@ -228,8 +248,9 @@ def test_drawn_graphs(pack, model, controls, monkeypatch, part):
             chosen = ", ".join(use["places"]) if len(use["places"]) < 6 else "all"
             window = use["start"], use["end"]
             return pack.payload.patch(
-                model, negative, use["alpha"], *window, chosen, use["norm_limit"], f"use {number}"
-            )
+                model, negative, use["alpha"], *window, chosen, use["norm_limit"], f"use {number}",
+                rule=use["rule"], adaptive=use["adaptive"],
+            )  # fmt: skip
 
         def without(model, number):
             return model.clone()

@@ -28,8 +28,9 @@ class Truth:
         rotated: (q [rows, image tokens, heads, channels], arguments of the attention) -> q after rope.
         placed: (Z [rows, image tokens, channels]) -> as `out` takes it.
         gates: (attention, its arguments) -> what multiplies Z [rows, image tokens, heads, channels].
-        attend: (attention, q, k, v), each [rows, tokens, channels] -> Z so, where a layer is not one plain attention;
-            rotated, heads and gates do not count then.
+        attend: (attention, q, k, v), each [rows, tokens, channels] -> Z and the sum of exp(q k / sqrt(d)), each [rows,
+            tokens, heads, channels or 1], where a layer is not one plain attention; rotated, heads and gates do not
+            count then.
     """
 
     attention: tuple[str, str]
@@ -162,8 +163,9 @@ def audio_text(network, key, embedding, options, seen):
 
 
 def audio_attention(layer, q, k, v):
-    """In Stable Audio 3 less a second attention with the same values: q and k are of both, side by side."""
-    width, z = layer.dim_heads * layer.num_heads, 0
+    """In Stable Audio 3 less a second attention with the same values: q and k are of both, side by side; the first
+    weighs the texts."""
+    width, z, masses = layer.dim_heads * layer.num_heads, 0, []
     for n in range(q.shape[-1] // width):
         keys = k.chunk(q.shape[-1] // width, dim=-1)[n]
         keys, values = (repeated(x, layer, layer.kv_heads) for x in (keys, v))
@@ -172,9 +174,10 @@ def audio_attention(layer, q, k, v):
         if hasattr(layer, "q_norm"):
             heads[:2] = (x / (x.square().mean(-1, keepdim=True) + 1.2e-7).sqrt() * norm.gamma
                          for x, norm in zip(heads, (layer.q_norm, layer.k_norm), strict=False))  # fmt: skip
-        scores = (heads[0] @ heads[1].transpose(-1, -2) / layer.dim_heads**0.5).softmax(-1)
-        z = z + (-1) ** n * (scores @ heads[2]).transpose(1, 2).flatten(2)
-    return z
+        scores = heads[0] @ heads[1].transpose(-1, -2) / layer.dim_heads**0.5
+        masses.append(scores.double().exp().sum(-1, keepdim=True).transpose(1, 2))
+        z = z + (-1) ** n * (scores.softmax(-1) @ heads[2]).transpose(1, 2)
+    return z, masses[0]
 
 
 def plain_text(network, key, embedding, options, seen):
@@ -280,15 +283,15 @@ def attentions(name, model):
 
 
 @contextmanager
-def truth(name, model, negative, alpha=ALPHA, only=None, where=None):
+def truth(name, model, negative, alpha=ALPHA, only=None, where=None, rule="nasa", adaptive=False, positive=None):
     """NASA by hooks on the raw modules, for every row of every call.
 
     Args:
         only: (layer's name) -> whether it is steered.
         where: (layer's name, Z) -> how much the negative acts there, in a shape that fits Z.
+        positive: the prompt, for rules that weigh it.
     """
     layout, network = TRUTHS[FAMILIES[name].layout], model.model.diffusion_model
-    ((embedding, options),) = negative
     seen = {"model": model.model}
 
     def remember(key, part=lambda args, output: output):
@@ -302,20 +305,36 @@ def truth(name, model, negative, alpha=ALPHA, only=None, where=None):
 
         def before_output(_, args):
             (z,) = args
-            q = seen[layer, "q"]
-            text = layout.text(network, key, embedding, options, seen)
-            k, v = layout.keys(layer, text), layout.values(layer, text)
-            if layout.attend is not None:
-                rows = (x.expand(len(q), -1, -1) for x in (k, v))
-                negative_z = layout.attend(layer, q, *rows)
-                return (z - alpha * (1 if where is None else where(key, z)) * negative_z,)
-            q = q.unflatten(-1, (heads, -1)) if q.ndim == 3 else q
-            q = layout.rotated(q, seen[layer, "arguments"]).transpose(1, 2)
-            k, v = (x.expand(len(q), -1, -1).unflatten(-1, (heads, -1)).transpose(1, 2) for x in (k, v))
-            negative_z = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1) @ v
-            negative_z = (negative_z.transpose(1, 2) * layout.gates(layer, seen[layer, "arguments"])).flatten(2)
-            negative_z = negative_z if where is None else where(key, z) * negative_z
-            return (z - alpha * layout.placed(negative_z),)
+
+            def attention(conditioning):
+                """Z and the sum of exp(q k / sqrt(d)), each [rows, tokens, heads, channels or 1]."""
+                ((embedding, options),) = conditioning
+                text = layout.text(network, key, embedding, options, seen)
+                q = seen[layer, "q"]
+                k, v = (x.expand(len(q), -1, -1) for x in (layout.keys(layer, text), layout.values(layer, text)))
+                if layout.attend is not None:
+                    return layout.attend(layer, q, k, v)
+                q = q.unflatten(-1, (heads, -1)) if q.ndim == 3 else q
+                q = layout.rotated(q, seen[layer, "arguments"]).transpose(1, 2)
+                k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (k, v))
+                scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+                gated = (scores.softmax(-1) @ v).transpose(1, 2) * layout.gates(layer, seen[layer, "arguments"])
+                return gated, scores.double().exp().sum(-1, keepdim=True).transpose(1, 2)
+
+            z_negative, e_negative = attention(negative)
+            strength = alpha if where is None else alpha * where(key, z)[..., None]
+            if rule != "nasa" or adaptive:
+                z_positive, e_positive = attention(positive)
+            if adaptive:
+                strength = strength * (2 - 2 * e_positive / (e_positive + e_negative)).clamp(max=1).float()
+            if rule == "nasa":
+                change = -strength * z_negative
+            elif rule == "difference":
+                change = strength * (z_positive - z_negative)
+            else:
+                m, a = (e_negative / e_positive).float(), torch.as_tensor(strength).clamp(max=1)
+                change = (z_positive - strength * m * z_negative) / (1 + a * m) - z_positive
+            return (z + layout.placed(change.flatten(2)),)
 
         return before_output
 

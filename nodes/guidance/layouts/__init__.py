@@ -10,7 +10,10 @@ A layout is a module with these functions:
     keys_values(layer, text)        K and V, each [batch, tokens, ...], as that layer attends to them
     forwards(layer)                 the modules whose forward changes while the layer is steered, and what it becomes:
                                     one gives the queries (`remember`), one takes Z+ (`steered`)
-    attend(nasa, q, k, v)           Z of those queries, keys and values, for the layer of a Steering
+    prompt(layer)                   the same for what gives K+ (`remember_keys`) and V+ (`remember_values`), in the
+                                    shapes of keys_values; only rules that weigh the prompt ask for it
+    attend(nasa, q, k, v)           Z of those queries, keys and values, for the layer of a Steering, whose `handed`
+                                    gives the transformer_options
     fit(layer, x, z, chunks)        x, which has 1 row or one for every row of the model's batch, for the rows of z
     spread(model, x, map, conds)    a map [batch, 1, (frames,) height, width] over latents x as the layers read it;
                                     conds is what else the model gets in this call

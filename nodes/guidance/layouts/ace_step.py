@@ -41,8 +41,7 @@ def text(model, conds, timestep):
 
 def keys_values(layer, text):
     attention = layer.attention
-    k, v = (_heads(attention, project(text)) for project in (attention.to_k, attention.to_v))
-    return attention.processor.apply_rotary_emb(k, layer.positions(k, seq_len=k.shape[2])), v
+    return _turned(layer, attention.to_k(text)), _heads(attention, attention.to_v(text))
 
 
 def forwards(layer):
@@ -50,10 +49,15 @@ def forwards(layer):
     return [(attention, _with_positions), (attention.to_q, remember), (attention.to_out[0], steered)]
 
 
+def prompt(layer):
+    return [(layer.attention.to_k, _remember_keys), (layer.attention.to_v, _remember_values)]
+
+
 def attend(nasa, q, k, v):
     attention = nasa.layer.attention
     q = attention.processor.apply_rotary_emb(_heads(attention, q), nasa.positions)
-    return optimized_attention(q, k, v, attention.heads, skip_reshape=True, transformer_options=nasa.options)
+    options = nasa.handed(nasa.options)
+    return optimized_attention(q, k, v, attention.heads, skip_reshape=True, transformer_options=options)
 
 
 fit = fit_rows
@@ -65,6 +69,24 @@ def spread(model, x, map, conds):
 
 def _heads(attention, x):
     return x.unflatten(-1, (attention.heads, -1)).transpose(1, 2)
+
+
+def _turned(layer, keys):
+    """By heads, by the places of their own text."""
+    k = _heads(layer.attention, keys)
+    return layer.attention.processor.apply_rotary_emb(k, layer.positions(k, seq_len=k.shape[2]))
+
+
+def _remember_keys(module, *args, **kwargs):
+    k, nasa = module.nasa_before(*args, **kwargs), module.nasa
+    nasa.keys = (*nasa.keys, _turned(nasa.layer, k))
+    return k
+
+
+def _remember_values(module, *args, **kwargs):
+    v, nasa = module.nasa_before(*args, **kwargs), module.nasa
+    nasa.values = (*nasa.values, _heads(nasa.layer.attention, v))
+    return v
 
 
 def _with_positions(attention, *args, rotary_freqs_cis=None, **more):

@@ -43,8 +43,13 @@ def forwards(attention):
     return [(attention.q_norm, remember), (attention.o_proj, steered)]
 
 
+def prompt(attention):
+    return [(attention.k_norm, _remember_keys), (attention.v_proj, _remember_values)]
+
+
 def attend(nasa, q, k, v):
     options = {"skip_reshape": True, "low_precision_attention": False, "enable_gqa": k.shape[1] < q.shape[2]}
+    options["transformer_options"] = nasa.handed({})
     return optimized_attention(q.transpose(1, 2), k, v, nasa.layer.num_heads, **options)
 
 
@@ -53,3 +58,15 @@ fit = fit_rows
 
 def spread(model, x, map, conds):
     return over_patches(map, x, (model.decoder.patch_size,))
+
+
+def _remember_keys(module, *args, **kwargs):
+    k = module.nasa_before(*args, **kwargs)
+    module.nasa.keys = (*module.nasa.keys, k.transpose(1, 2))
+    return k
+
+
+def _remember_values(module, *args, **kwargs):
+    v, nasa = module.nasa_before(*args, **kwargs), module.nasa
+    nasa.values = (*nasa.values, v.unflatten(-1, (-1, nasa.layer.head_dim)).transpose(1, 2))
+    return v

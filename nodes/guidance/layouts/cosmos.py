@@ -1,6 +1,6 @@
 """Cosmos-Predict2 and Anima: cross_attn in every block."""
 
-from ..steering import fit_rows, remember, steered
+from ..steering import fit_rows, remember, remember_keys, remember_values, steered
 from .grid import over_patches
 
 TEXT_CHANGES_WITH_TIME = False
@@ -38,8 +38,12 @@ def forwards(attention):
     return [(attention.q_norm, remember), (attention.output_proj, steered)]
 
 
+def prompt(attention):
+    return [(attention.k_norm, remember_keys), (attention.v_norm, remember_values)]
+
+
 def attend(nasa, q, k, v):
-    return nasa.layer.attn_op(q, k, v, transformer_options=nasa.options)
+    return nasa.layer.attn_op(q, k, v, transformer_options=nasa.handed(nasa.options))
 
 
 fit = fit_rows

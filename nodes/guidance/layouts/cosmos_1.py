@@ -2,7 +2,7 @@
 
 from comfy.ldm.modules.attention import optimized_attention
 
-from ..steering import fit_rows, remember
+from ..steering import fit_rows, remember, remember_keys, remember_values
 from .grid import over_patches
 
 TEXT_CHANGES_WITH_TIME = False
@@ -38,8 +38,13 @@ def forwards(attention):
     return [(attention.to_q[1], remember), (attention.to_out, _steered)]
 
 
+def prompt(attention):
+    return [(attention.to_k[1], remember_keys), (attention.to_v[1], remember_values)]
+
+
 def attend(nasa, q, k, v):
-    return optimized_attention(q, k, v, nasa.layer.heads, skip_reshape=True, transformer_options=nasa.options)
+    options = nasa.handed(nasa.options)
+    return optimized_attention(q, k, v, nasa.layer.heads, skip_reshape=True, transformer_options=options)
 
 
 fit = fit_rows

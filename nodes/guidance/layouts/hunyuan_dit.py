@@ -5,7 +5,7 @@ import torch
 from comfy.ldm.hydit.attn_layers import apply_rotary_emb
 from comfy.ldm.modules.attention import optimized_attention
 
-from ..steering import fit_rows, remember, steered
+from ..steering import fit_rows, remember, remember_keys, steered
 from .grid import over_patches
 
 TEXT_CHANGES_WITH_TIME = False
@@ -50,6 +50,10 @@ def forwards(attention):
     return [(attention, _with_positions), (attention.q_norm, remember), (attention.out_proj, steered)]
 
 
+def prompt(attention):
+    return [(attention.k_norm, remember_keys), (attention.kv_proj, _remember_values)]
+
+
 def attend(nasa, q, k, v):
     """Positions turn the queries alone."""
     if nasa.positions is not None:
@@ -57,7 +61,11 @@ def attend(nasa, q, k, v):
     attention = nasa.layer
     heads_first = (part.transpose(1, 2).contiguous() for part in (q, k, v))
     return optimized_attention(
-        *heads_first, attention.num_heads, skip_reshape=True, attn_precision=attention.attn_precision
+        *heads_first,
+        attention.num_heads,
+        skip_reshape=True,
+        attn_precision=attention.attn_precision,
+        transformer_options=nasa.handed({}),
     )
 
 
@@ -71,3 +79,11 @@ def spread(model, x, map, conds):
 def _with_positions(attention, x, y, freqs_cis_img=None):
     attention.nasa.positions = freqs_cis_img
     return attention.nasa_before(x, y, freqs_cis_img)
+
+
+def _remember_values(module, *args, **kwargs):
+    """The second half of the projection, by heads."""
+    both, attention = module.nasa_before(*args, **kwargs), module.nasa.layer
+    v = both.unflatten(-1, (2, attention.num_heads, attention.head_dim)).unbind(dim=2)[1]
+    module.nasa.values = (*module.nasa.values, v)
+    return both

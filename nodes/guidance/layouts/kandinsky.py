@@ -2,7 +2,7 @@
 
 from comfy.ldm.kandinsky5.model import attention as attention_of_heads
 
-from ..steering import fit_rows, remember, steered
+from ..steering import fit_rows, remember, remember_keys, steered
 from .grid import over_patches
 
 TEXT_CHANGES_WITH_TIME = True
@@ -50,8 +50,12 @@ def forwards(attention):
     return [(attention.query_norm, remember), (attention.out_layer, steered)]
 
 
+def prompt(attention):
+    return [(attention.key_norm, remember_keys), (attention.to_value, _remember_values)]
+
+
 def attend(nasa, q, k, v):
-    return attention_of_heads(q, k, v, nasa.layer.num_heads, transformer_options=nasa.options)
+    return attention_of_heads(q, k, v, nasa.layer.num_heads, transformer_options=nasa.handed(nasa.options))
 
 
 fit = fit_rows
@@ -59,3 +63,9 @@ fit = fit_rows
 
 def spread(model, x, map, conds):
     return over_patches(map, x, model.patch_size)
+
+
+def _remember_values(module, *args, **kwargs):
+    v = module.nasa_before(*args, **kwargs)
+    module.nasa.values = (*module.nasa.values, v.unflatten(-1, (module.nasa.layer.num_heads, -1)))
+    return v

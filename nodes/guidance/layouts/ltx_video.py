@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 
-from ..steering import fit_rows, remember, remember_gate, steered
+from ..steering import fit_rows, remember, remember_gate, remember_keys, remember_values, steered
 from .grid import over_patches
 
 RULE = "nasa"
@@ -103,10 +103,15 @@ def forwards(layer):
     return [(attention.q_norm, remember), *gates, (attention.to_out, steered)]
 
 
+def prompt(layer):
+    attention = layer.attention
+    return [(attention, _with_mask), (attention.k_norm, remember_keys), (attention.to_v, remember_values)]
+
+
 def attend(nasa, q, k, v):
     attention = nasa.layer.attention
-    options = {"attn_precision": attention.attn_precision, "transformer_options": nasa.options}
-    z = optimized_attention(q, k, v, attention.heads, **options)
+    options = {"attn_precision": attention.attn_precision, "transformer_options": nasa.handed(nasa.options)}
+    z = optimized_attention(q, k, v, attention.heads, mask=nasa.mask, **options)
     if nasa.gate is None:
         return z
     return (z.unflatten(-1, (attention.heads, -1)) * (2 * nasa.gate.sigmoid()).unsqueeze(-1)).flatten(2)
@@ -117,3 +122,9 @@ fit = fit_rows
 
 def spread(model, x, map, conds):
     return over_patches(map, x, (1, 1, 1))
+
+
+def _with_mask(attention, x, context=None, mask=None, *args, **kwargs):
+    """The prompt's; the negative comes without the tokens that its own leaves out."""
+    attention.nasa.mask = mask
+    return attention.nasa_before(x, context, mask, *args, **kwargs)

@@ -34,8 +34,12 @@ def forwards(attention):
     return [(attention.q_linear, remember), (attention.proj, steered)]
 
 
+def prompt(attention):
+    return [(attention.kv_linear, _remember_both)]
+
+
 def attend(nasa, q, k, v):
-    return optimized_attention(q, k, v, nasa.layer.num_heads)
+    return optimized_attention(q, k, v, nasa.layer.num_heads, transformer_options=nasa.handed({}))
 
 
 fit = fit_rows
@@ -43,3 +47,12 @@ fit = fit_rows
 
 def spread(model, x, map, conds):
     return over_patches(map, x, (model.patch_size, model.patch_size))
+
+
+def _remember_both(module, *args, **kwargs):
+    """Both halves of the projection, of a prompt whose rows ComfyUI lays one after the other."""
+    both, nasa = module.nasa_before(*args, **kwargs), module.nasa
+    if nasa.queries:  # else it is a negative's
+        k, v = both.view(len(nasa.queries[-1]), -1, both.shape[-1]).chunk(2, dim=-1)
+        nasa.keys, nasa.values = (*nasa.keys, k), (*nasa.values, v)
+    return both

@@ -28,23 +28,24 @@ def text(model, conds, timestep):
 
 
 def keys_values(attention, text):
-    """Where there are two attentions, they share V, and their K are heads of one."""
-    kv = attention.to_kv(text)
-    width = kv.shape[-1] // (_parts(attention) + 1)
-    k, v = (_heads(attention, x) for x in (kv[..., :-width], kv[..., -width:]))
-    return _normed(attention, "k_norm", k), v
+    return _split(attention, attention.to_kv(text))
 
 
 def forwards(attention):
     return [(attention.to_q, remember), (attention.to_out, steered)]
 
 
+def prompt(attention):
+    return [(attention.to_kv, _remember_both)]
+
+
 def attend(nasa, q, k, v):
+    """Of two attentions the first weighs the texts."""
     attention, parts = nasa.layer, _parts(nasa.layer)
     v = v.repeat_interleave(attention.num_heads // v.shape[1], dim=1)
     k = k.repeat_interleave(parts * attention.num_heads // k.shape[1], dim=1)
     q = _normed(attention, "q_norm", _heads(attention, q))
-    options = {"skip_reshape": True, "low_precision_attention": False, "transformer_options": nasa.options}
+    options = {"skip_reshape": True, "low_precision_attention": False, "transformer_options": nasa.handed(nasa.options)}
     pairs = zip(q.chunk(parts, dim=1), k.chunk(parts, dim=1), strict=True)
     z, *less = (optimized_attention(*pair, v, attention.num_heads, **options) for pair in pairs)
     return z - less[0] if less else z
@@ -59,6 +60,13 @@ def spread(model, x, map, conds):
     return torch.nn.functional.pad(over_patches(map, x, (getattr(model, "patch_size", 1),)), (0, 0, before, 0))
 
 
+def _split(attention, kv):
+    """Where there are two attentions, they share V, and their K are heads of one."""
+    width = kv.shape[-1] // (_parts(attention) + 1)
+    k, v = (_heads(attention, x) for x in (kv[..., :-width], kv[..., -width:]))
+    return _normed(attention, "k_norm", k), v
+
+
 def _parts(attention):
     return 2 if getattr(attention, "differential", False) else 1
 
@@ -71,3 +79,10 @@ def _normed(attention, norm, x):
     if hasattr(attention, norm):
         return getattr(attention, norm)(x)
     return torch.nn.functional.normalize(x, dim=-1) if attention.qk_norm in (True, "l2") else x
+
+
+def _remember_both(module, *args, **kwargs):
+    kv, nasa = module.nasa_before(*args, **kwargs), module.nasa
+    k, v = _split(nasa.layer, kv)
+    nasa.keys, nasa.values = (*nasa.keys, k), (*nasa.values, v)
+    return kv

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 
-from ..steering import remember, rows, steered
+from ..steering import remember, remember_keys, remember_values, rows, steered
 
 TEXT_CHANGES_WITH_TIME = False
 RULE = "nasa"
@@ -97,9 +97,13 @@ def forwards(layer):
     return [(layer.attention.to_q, remember), (layer.attention.to_out, steered)]
 
 
+def prompt(layer):
+    return [(layer.attention.to_k, remember_keys), (layer.attention.to_v, remember_values)]
+
+
 def attend(nasa, q, k, v):
     attention = nasa.layer.attention
-    options = {"attn_precision": attention.attn_precision, "transformer_options": nasa.options}
+    options = {"attn_precision": attention.attn_precision, "transformer_options": nasa.handed(nasa.options)}
     return optimized_attention(q, k, v, attention.heads, **options)
 
 

@@ -3,7 +3,7 @@
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 
-from ..steering import fit_rows, remember, steered
+from ..steering import fit_rows, remember, remember_keys, remember_values, steered
 from .grid import over_patches
 
 TEXT_CHANGES_WITH_TIME = False
@@ -39,8 +39,13 @@ def forwards(attention):
     return [(attention.norm_q, remember), (attention.o, steered)]
 
 
+def prompt(attention):
+    """Of the text, without the image tokens."""
+    return [(attention.norm_k, remember_keys), (attention.v, remember_values)]
+
+
 def attend(nasa, q, k, v):
-    return optimized_attention(q, k, v, heads=nasa.layer.num_heads, transformer_options=nasa.options)
+    return optimized_attention(q, k, v, heads=nasa.layer.num_heads, transformer_options=nasa.handed(nasa.options))
 
 
 fit = fit_rows
