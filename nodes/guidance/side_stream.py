@@ -27,6 +27,7 @@ the text goes through, in order, and whose `text` is the first block's; instead 
     text_of(block, returned)        the text in what the block's forward returns
     forwards = side_stream.forwards
     POSITIONAL                      only where a block's forward takes *args: the names of those
+    handed(arguments)               only where a block's forward takes no transformer_options: options_for_attention's
 """
 
 import dataclasses
@@ -183,10 +184,10 @@ def beside(block, *args, **kwargs):
     nasa, forward = block.nasa, block.nasa_before
     given = dict(zip(nasa.names, args, strict=False)) | kwargs
     options = given.get("transformer_options") or {}
-    asked = []
+    asked, handed = [], getattr(nasa.layout, "handed", dict)
 
     def again(changes):
-        changed = given | changes
+        changed = handed(given | changes)
         return forward(*[changed.pop(name) for name in nasa.names[: len(args)]], **changed)
 
     def override(function, q, k, v, *arguments, **more):

@@ -402,6 +402,18 @@ ZIMAGE = {
     **LUMINA, "dim": 256, "n_kv_heads": 2, "axes_dims": [32, 48, 48], "rope_theta": 256.0, "z_image_modulation": True,
     "time_scale": 1000.0, "pad_tokens_multiple": 5,
 }  # fmt: skip
+LENS = {
+    "image_model": "lens", "num_layers": 2, "attention_head_dim": 16, "num_attention_heads": 3, "enc_hidden_dim": 24,
+    "axes_dims_rope": [4, 6, 6], "selected_layer_index": [5, 11],
+}  # fmt: skip
+ERNIE = {
+    "image_model": "ernie", "hidden_size": 48, "num_attention_heads": 2, "num_layers": 2, "ffn_hidden_size": 64,
+    "text_in_dim": 24, "rope_axes_dim": (8, 8, 8),
+}  # fmt: skip
+JOYIMAGE = {
+    "image_model": "joyimage", "hidden_size": 256, "num_attention_heads": 2, "num_layers": 2, "text_dim": 24,
+    "mlp_width_ratio": 1.0,
+}  # fmt: skip
 SD3 = {
     "in_channels": 16, "depth": 2, "adm_in_channels": 20, "num_patches": 64, "pos_embed_max_size": 8,
     "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 24, "out_features": 128}},
@@ -456,6 +468,11 @@ JOINT = {
         "qwen_image",
         2,
     ),
+    "Mage-Flow": Family("MageFlow", {**QWEN_IMAGE, "image_model": "mage_flow"}, (128, 3, 5), "qwen_image", 2),
+    "Lens": Family("Lens", LENS, (128, 5, 4), "lens", 2, width=48),
+    "Lens of one layer": Family("Lens", {**LENS, "multi_layer_encoder_feature": False}, (128, 4, 4), "lens", 2),
+    "ERNIE-Image": Family("ErnieImage", ERNIE, (128, 4, 5), "ernie", 2),
+    "JoyImage": Family("JoyImage", JOYIMAGE, (16, 1, 6, 7), "joyimage", 2),
     "SD 3": Family("SD3", SD3, (16, 6, 8), "sd3", 2, _with_pooled, settled=_place),
     "SD 3.5 large": Family(
         "SD3",

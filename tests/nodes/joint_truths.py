@@ -6,6 +6,7 @@ Their linear layers and norms are ComfyUI's modules; what flows between them is 
 from contextlib import contextmanager
 from types import MethodType
 
+import comfy.ldm.common_dit
 import torch
 from families import ALL
 
@@ -288,19 +289,49 @@ def omnigen2(network, steer, x, timestep, context, ref_latents=(), **_):
     return -unpatchified(tokens, size, grid, x.shape)
 
 
+def two_streams(blocks, steer, image, texts, count, mods, qkv, projections):
+    """The image after these blocks, of which the first `count` tokens are the picture's.
+
+    Args:
+        mods: block -> shift, scale, gate and the MLP's of the image, and the six of the text.
+        qkv: (attention, x, text) -> q, k and v of the image, or of a text, which x is made of.
+        projections: attention -> of the image, of the text.
+    """
+    for number, block in enumerate(blocks):
+        (shift, scale, gate, shift2, scale2, gate2), mods_text = mods(block)
+        of_image, of_text = projections(block.attn)
+        qi, ki, vi = qkv(block.attn, block.img_norm1(image) * (1 + scale) + shift, None)
+        pairs = [qkv(block.attn, block.txt_norm1(text) * (1 + mods_text[1]) + mods_text[0], text) for text in texts]
+        z = steer.z(str(number), qi[:, :, :count], pairs[0][1:], (ki, vi), [pair[1:] for pair in pairs[1:]])
+        references = attend(qi[:, :, count:], (*pairs[0][1:], 0), (ki, vi, 0))
+        own = [attend(q, (k, v, 0), (ki, vi, 0)) for q, k, v in pairs]
+        image = image + gate * of_image(merged(torch.cat([z, references], dim=2)))
+        image = image + gate2 * block.img_mlp(block.img_norm2(image) * (1 + scale2) + shift2)
+        texts = [text + mods_text[2] * of_text(merged(z)) for text, z in zip(texts, own, strict=True)]
+        shift, scale, gate = mods_text[3:]
+        texts = [text + gate * block.txt_mlp(block.txt_norm2(text) * (1 + scale) + shift) for text in texts]
+    return image
+
+
+def split(x, heads):
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
 def qwen_image(network, steer, x, timestep, context, attention_mask=None, ref_latents=(), ref_latents_method=None, **_):
-    size, axes = network.patch_size, network.pe_embedder.axes_dim
+    """And Mage-Flow, whose text has no places, and the places of whose pictures count by other rules."""
+    size, axes, mage = network.patch_size, network.pe_embedder.axes_dim, x.ndim == 4
     method = ref_latents_method or getattr(network, "default_ref_method", "index")
 
     def cut(x, first):
-        parts = [patchified(frame, size) for frame in x.unbind(2)]
-        places = parts[0][1] - torch.tensor([(length + size // 2) // size // 2 for length in x.shape[-2:]])
+        parts = [patchified(frame, size) for frame in (x.unbind(2) if x.ndim == 5 else [x])]
+        lengths = [-(-length // size) for length in x.shape[-2:]]
+        places = parts[0][1] - torch.tensor([-(-length // 2) if mage else length // 2 for length in lengths])
         ids = [torch.nn.functional.pad(places, (1, 0), value=first + number) for number in range(len(parts))]
         return torch.cat([tokens for tokens, *_ in parts], dim=1), torch.cat(ids), parts[0][2]
 
     def text_ids(text):
-        start = max((length + size // 2) // size // 2 for length in x.shape[-2:])
-        return torch.arange(start, start + text.shape[1])[:, None].expand(-1, 3)
+        start = max(-(-length // size) // 2 for length in x.shape[-2:])
+        return torch.arange(start, start + text.shape[1])[:, None].expand(-1, 3) * (not mage)
 
     tokens, ids, grid = cut(x, 0)
     count = tokens.shape[1]
@@ -312,34 +343,140 @@ def qwen_image(network, steer, x, timestep, context, attention_mask=None, ref_la
     zero = network.time_text_embed(timestep * 0, x) if method == "index_timestep_zero" else time
     texts = [network.txt_in(network.txt_norm(text.expand(len(x), -1, -1))) for text in (context, *steer.contexts)]
 
-    def of_image(to):
-        """What each token of the image is modulated by, [batch, tokens, 6 * width]."""
-        of_picture, of_others = (to(time)[:, None].expand(-1, n, -1) for time, n in
-                                 ((time, count), (zero, image.shape[1] - count)))  # fmt: skip
-        return torch.cat([of_picture, of_others], dim=1).chunk(6, dim=-1)
+    def mods(block):
+        picture, others = block.img_mod(time)[:, None], block.img_mod(zero)[:, None]
+        both = torch.cat([picture.expand(-1, count, -1), others.expand(-1, image.shape[1] - count, -1)], dim=1)
+        return both.chunk(6, dim=-1), block.txt_mod(time)[:, None].chunk(6, dim=-1)
 
-    def qkv(attention, x, ids, of_text):
-        names = ("add_q_proj", "add_k_proj", "add_v_proj") if of_text else ("to_q", "to_k", "to_v")
-        q, k, v = (getattr(attention, to)(x).unflatten(-1, (attention.heads, -1)).transpose(1, 2) for to in names)
+    def qkv(attention, x, text):
+        names = ("to_q", "to_k", "to_v") if text is None else ("add_q_proj", "add_k_proj", "add_v_proj")
+        q, k, v = (split(getattr(attention, to)(x), attention.heads) for to in names)
+        norms = (
+            (attention.norm_q, attention.norm_k) if text is None else (attention.norm_added_q, attention.norm_added_k)
+        )
+        places = ids if text is None else text_ids(text)
+        return *(rotated(norm(part), places, axes) for norm, part in zip(norms, (q, k), strict=True)), v
+
+    image = two_streams(
+        network.transformer_blocks, steer, image, texts, count, mods, qkv, lambda at: (at.to_out[0], at.to_add_out)
+    )
+    tokens = network.proj_out(network.norm_out(image[:, :count], time))
+    if mage:
+        return unpatchified(tokens, size, grid, x.shape)
+    return torch.stack([unpatchified(part, size, grid, x.shape) for part in tokens.chunk(x.shape[2], dim=1)], dim=2)
+
+
+def lens(network, steer, x, timestep, context, attention_mask=None, **_):
+    axes, (height, width) = network.pos_embed.axes_dim, x.shape[-2:]
+    start = torch.tensor([height - height // 2, width - width // 2])
+    ids = torch.nn.functional.pad(patchified(x, 1)[1] - start, (1, 0))
+    time = network.time_text_embed(timestep, x)
+    several = network.multi_layer_encoder_feature
+    norms = network.txt_norm if several else [network.txt_norm]
+
+    def embedded(text):
+        parts = text.expand(len(x), -1, -1).chunk(len(norms), dim=-1)
+        return network.txt_in(torch.cat([norm(part) for norm, part in zip(norms, parts, strict=True)], dim=-1))
+
+    def qkv(attention, x, text):
+        of_text = text is not None
+        q, k, v = (attention.txt_qkv if of_text else attention.img_qkv)(x).chunk(3, dim=-1)
+        q, k, v = (split(part, attention.heads) for part in (q, k, v))
         norms = (attention.norm_added_q, attention.norm_added_k) if of_text else (attention.norm_q, attention.norm_k)
-        return rotated(norms[0](q), ids, axes), rotated(norms[1](k), ids, axes), v
+        first = max(height // 2, width // 2)
+        places = torch.arange(first, first + x.shape[1])[:, None].expand(-1, 3) if of_text else ids
+        return *(rotated(norm(part), places, axes) for norm, part in zip(norms, (q, k), strict=True)), v
 
-    for number, block in enumerate(network.transformer_blocks):
-        attention, shift, scale, gate, shift2, scale2, gate2 = block.attn, *of_image(block.img_mod)
-        mods = block.txt_mod(time)[:, None].chunk(6, dim=-1)
-        qi, ki, vi = qkv(attention, block.img_norm1(image) * (1 + scale) + shift, ids, False)
-        pairs = [
-            qkv(attention, block.txt_norm1(text) * (1 + mods[1]) + mods[0], text_ids(text), True) for text in texts
+    def mods(block):
+        return [mod(time)[:, None].chunk(6, dim=-1) for mod in (block.img_mod, block.txt_mod)]
+
+    tokens, _, grid = patchified(x, 1)
+    texts = [embedded(text) for text in (context, *steer.contexts)]
+    image = two_streams(
+        network.transformer_blocks, steer, network.img_in(tokens), texts, height * width, mods, qkv,
+        lambda attention: (attention.to_out[0], attention.to_add_out),
+    )  # fmt: skip
+    return unpatchified(network.proj_out(network.norm_out(image, time)), 1, grid, x.shape)
+
+
+def joyimage(network, steer, x, timestep, context, ref_latents=(), **_):
+    pictures = [comfy.ldm.common_dit.pad_to_patch_size(latent, (1, 2, 2)) for latent in (x, *ref_latents)]
+    image = torch.cat([network.img_in(part).flatten(2).transpose(1, 2).expand(len(x), -1, -1) for part in pictures], 1)
+    frames, grids = (
+        [part.shape[2] for part in pictures],
+        [(part.shape[3] // 2, part.shape[4] // 2) for part in pictures],
+    )
+    count = frames[0] * grids[0][0] * grids[0][1]
+    ids = [
+        torch.cartesian_prod(torch.arange(sum(frames[:n]), sum(frames[: n + 1])), *map(torch.arange, grid))
+        for n, grid in enumerate(grids)
+    ]
+    ids, embedder = torch.cat(ids), network.condition_embedder
+    vector = embedder(timestep, context)[1].unflatten(1, (6, -1))
+    texts = [embedder.text_embedder(text.expand(len(x), -1, -1)) for text in (context, *steer.contexts)]
+
+    def qkv(attention, x, text):
+        name = "img" if text is None else "txt"
+        q, k, v = getattr(attention, f"{name}_attn_qkv")(x).chunk(3, dim=-1)
+        q, k, v = (split(part, attention.num_attention_heads) for part in (q, k, v))
+        q, k = getattr(attention, f"{name}_attn_q_norm")(q), getattr(attention, f"{name}_attn_k_norm")(k)
+        if text is None:
+            q, k = (rotated(part, ids, network.rope_dim_list, network.theta) for part in (q, k))
+        return q, k, v
+
+    def mods(block):
+        return [(mod.modulate_table + vector).unsqueeze(2).unbind(1) for mod in (block.img_mod, block.txt_mod)]
+
+    image = two_streams(
+        network.double_blocks, steer, image, texts, count, mods, qkv,
+        lambda attention: (attention.img_attn_proj, attention.txt_attn_proj),
+    )  # fmt: skip
+    tokens = network.proj_out(network.norm_out(image[:, :count]))
+    tokens = tokens.unflatten(-1, (4, -1)).transpose(-1, -2).flatten(2)
+    return torch.stack([unpatchified(part, 2, grids[0], x.shape) for part in tokens.chunk(frames[0], dim=1)], dim=2)
+
+
+def ernie(network, steer, x, timestep, context, **_):
+    height, width = x.shape[-2:]
+    texts = [network.text_proj(text.expand(len(x), -1, -1)) for text in (context, *steer.contexts)]
+    image = network.x_embedder(x)
+    places = torch.cartesian_prod(torch.arange(height), torch.arange(width))
+    ids = torch.nn.functional.pad(places, (1, 0), value=context.shape[1])
+    time = network.time_embedding(network.time_proj(timestep))
+    shift, scale, gate, shift2, scale2, gate2 = network.adaLN_modulation(time)[:, None].chunk(6, dim=-1)
+
+    def turned(x, ids):
+        """Rope of the pairs (n, n + half), each angle for two pairs in a row."""
+        angles = [
+            ids[:, n : n + 1].double() / network.pos_embed.theta ** (torch.arange(0, d, 2).double() / d)
+            for n, d in enumerate(network.pos_embed.axes_dim)
         ]
-        z = steer.z(str(number), qi[:, :, :count], pairs[0][1:], (ki, vi), [pair[1:] for pair in pairs[1:]])
-        references = attend(qi[:, :, count:], (*pairs[0][1:], 0), (ki, vi, 0))
+        angles, (first, second) = torch.cat(angles, dim=-1).repeat_interleave(2, dim=-1), x.double().chunk(2, dim=-1)
+        return (x.double() * angles.cos() + torch.cat([-second, first], dim=-1) * angles.sin()).float()
+
+    def qkv(attention, x, ids):
+        q, k, v = (split(to(x), attention.heads) for to in (attention.to_q, attention.to_k, attention.to_v))
+        return turned(attention.norm_q(q), ids), turned(attention.norm_k(k), ids), v
+
+    def left(layer, hidden, z):
+        hidden = hidden + gate * layer.self_attention.to_out[0](merged(z))
+        return hidden + gate2 * layer.mlp(layer.adaLN_mlp_ln(hidden) * (1 + scale2) + shift2)
+
+    for number, layer in enumerate(network.layers):
+        qi, ki, vi = qkv(layer.self_attention, layer.adaLN_sa_ln(image) * (1 + scale) + shift, ids)
+        pairs = [
+            qkv(
+                layer.self_attention,
+                layer.adaLN_sa_ln(text) * (1 + scale) + shift,
+                torch.nn.functional.pad(torch.arange(text.shape[1])[:, None], (0, 2)),
+            )
+            for text in texts
+        ]
+        z = steer.z(str(number), qi, pairs[0][1:], (ki, vi), [pair[1:] for pair in pairs[1:]])
         own = [attend(q, (k, v, 0), (ki, vi, 0)) for q, k, v in pairs]
-        image = image + gate * attention.to_out[0](merged(torch.cat([z, references], dim=2)))
-        image = image + gate2 * block.img_mlp(block.img_norm2(image) * (1 + scale2) + shift2)
-        texts = [text + mods[2] * attention.to_add_out(merged(z)) for text, z in zip(texts, own, strict=True)]
-        texts = [text + mods[5] * block.txt_mlp(block.txt_norm2(text) * (1 + mods[4]) + mods[3]) for text in texts]
-    tokens = network.proj_out(network.norm_out(image[:, :count], time)).unflatten(1, (x.shape[2], -1))
-    return torch.stack([unpatchified(frame, size, grid, x.shape) for frame in tokens.unbind(1)], dim=2)
+        image = left(layer, image, z)
+        texts = [left(layer, text, z) for text, z in zip(texts, own, strict=True)]
+    return unpatchified(network.final_linear(network.final_norm(image, time)), 1, (height, width), x.shape)
 
 
 def lumina(
@@ -461,12 +598,9 @@ def lumina(
 
 
 NETWORKS = {
-    "flux": flux,
-    "sd3": sd3,
-    "omnigen2": omnigen2,
-    "qwen_image": qwen_image,
-    "lumina": lumina,
-}
+    "flux": flux, "sd3": sd3, "omnigen2": omnigen2, "qwen_image": qwen_image, "lumina": lumina, "lens": lens,
+    "joyimage": joyimage, "ernie": ernie,
+}  # fmt: skip
 
 
 @contextmanager

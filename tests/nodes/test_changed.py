@@ -1,5 +1,7 @@
 """Families that are known, but that a new core has changed: one sentence before any sampling."""
 
+from types import MethodType
+
 import comfyui_version
 import pytest
 from families import ALL, build, conditioning, sample
@@ -14,6 +16,11 @@ CHANGED = [
     ("Flux 2", "", "vector_in"),
     ("Qwen-Image", "", "transformer_blocks"),
     ("Qwen-Image", "", "txt_norm"),
+    ("Mage-Flow", "", "pe_embedder"),
+    ("Lens", "", "txt_norm"),
+    ("ERNIE-Image", "", "x_embedder"),
+    ("ERNIE-Image", "layers.0", "self_attention"),
+    ("JoyImage", "", "condition_embedder"),
     ("SD 3", "", "joint_blocks"),
     ("SD 3.5 medium", "", "context_embedder"),
     ("SD 3.5 medium", "", "patch_size"),
@@ -44,6 +51,15 @@ def test_a_changed_family_is_refused_before_sampling(pack, name, inside, attribu
     family = type(network).__name__
     assert sentence.startswith(f"ComfyUI {comfyui_version.__version__} has changed {family}, the family of this model")
     assert f"'{attribute}'" in sentence and sentence.endswith("or remove the NASA patch.") and "\n" not in sentence
+
+
+def test_an_attention_that_cannot_be_found_is_refused(pack):
+    """ERNIE-Image's is found by the name that its forward calls."""
+    model = build("ERNIE-Image")
+    attention = model.model.diffusion_model.layers[1].self_attention
+    attention.forward = MethodType(lambda self, x, attention_mask=None, image_rotary_emb=None: x, attention)
+    with pytest.raises(ValueError, match=r"has changed ErnieImageModel, .*has no 'optimized_attention'"):
+        pack.payload.patch(model, conditioning("ERNIE-Image", 2), 0.5)
 
 
 def test_what_only_a_call_reads_is_missed_before_its_first_block(pack):

@@ -93,7 +93,7 @@ def overridden(model, calls=None):
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("name", ["Flux", "SD 3.5 medium"])
+@pytest.mark.parametrize("name", ["Flux", "ERNIE-Image", "SD 3.5 medium"])
 def test_without_masses_from_the_kernel(pack, model, name, rule, monkeypatch):
     """What needs them is asked for by a second attention: the same picture."""
     positive, negative = conditioning(name, 1), conditioning(name, 2, tokens=9)
@@ -106,7 +106,7 @@ def test_without_masses_from_the_kernel(pack, model, name, rule, monkeypatch):
 
 
 @pytest.mark.parametrize("first", [False, True])
-@pytest.mark.parametrize("name", ["Flux", "SD 3.5 medium"])
+@pytest.mark.parametrize("name", ["Flux", "Lens", "SD 3.5 medium"])
 def test_an_attention_override_stays_in_use(pack, model, name, first):
     """Scaled by one half, attention gives as much less of Z+ and of Z-."""
     positive, negative, calls = conditioning(name, 1), conditioning(name, 2, tokens=9), []
@@ -130,7 +130,7 @@ def test_alpha_zero_and_outside_of_its_range_are_bit_identical(pack, model, name
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("name", ["Flux", "SD 3.5 medium"])
+@pytest.mark.parametrize("name", ["Flux", "JoyImage", "SD 3.5 medium"])
 def test_several_negatives_of_different_length(pack, model, name, rule):
     positive, one, other = conditioning(name, 1), conditioning(name, 2, tokens=9), conditioning(name, 3, tokens=5)
     contexts = [one[0][0], other[0][0]]
@@ -187,20 +187,7 @@ def test_cfg_steers_the_positive_alone_in_one_call(pack, model, name, rule, monk
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize(
-    "name",
-    [
-        "Flux",
-        "Flux schnell",
-        "Flux 2",
-        "Lumina 2",
-        "Z-Image",
-        "OmniGen 2",
-        "Qwen-Image",
-        "Qwen-Image Layered",
-        "SD 3.5 medium",
-    ],
-)
+@pytest.mark.parametrize("name", {JOINT[name].layout: name for name in reversed(WRITTEN)}.values())
 def test_masked_negative(pack, model, name, rule):
     """The left half of the picture."""
     positive, (height, width) = conditioning(name, 1), ALL[name].latent[-2:]
@@ -208,7 +195,7 @@ def test_masked_negative(pack, model, name, rule):
     half[..., : 8 * (width // 4 * 2)] = 1.0
     options = {"mask": half, "mask_strength": 1.0, "set_area_to_bounds": False}
     negative = conditioning(name, 2, tokens=9, **options)
-    patch = 1 if name == "Flux 2" else 2
+    patch = 1 if ALL[name].latent[0] == 128 else 2
     map = torch.nn.functional.pad(half[:, ::8, ::8], (0, -width % patch, 0, -height % patch), mode="replicate")
     map = torch.nn.functional.avg_pool2d(map[None], patch).flatten()
     map = map.repeat(prod(ALL[name].latent[1:-2]))
@@ -221,6 +208,8 @@ def test_masked_negative(pack, model, name, rule):
 CHOSEN = {
     "Flux": ("double1, single0", {"double1", "single0"}),
     "SD 3.5 large": ("1", {"1"}),
+    "Lens": ("1", {"1"}),
+    "ERNIE-Image": ("0", {"0"}),
 }
 
 
@@ -258,7 +247,7 @@ def test_batched_negative_gives_each_picture_its_own(pack, model, name):
 
 @pytest.mark.parametrize("where", ["inside a block", "between steps"])
 @pytest.mark.parametrize("raised", [RuntimeError, comfy.model_management.InterruptProcessingException])
-@pytest.mark.parametrize("name", ["Flux", "SD 3"])
+@pytest.mark.parametrize("name", ["Flux", "ERNIE-Image", "SD 3"])
 def test_nothing_stays_behind_after_an_error_or_cancel(pack, model, name, raised, where):
     positive, negative = conditioning(name, 1), conditioning(name, 2, tokens=9)
     plain, patched = sample(name, model, positive), pack.payload.patch(model, negative, 0.6)
@@ -299,7 +288,7 @@ def test_beside_replaced_blocks(pack, model, name, skipped):
 
 REFERENCES = {
     "Flux": "index", "Flux 2": "index", "OmniGen 2": "", "Qwen-Image": "index",
-    "Qwen-Image Edit": "index_timestep_zero", "Qwen-Image Layered": "negative_index",
+    "Qwen-Image Edit": "index_timestep_zero", "Qwen-Image Layered": "negative_index", "Mage-Flow": "", "JoyImage": "",
 }  # fmt: skip
 
 
@@ -335,7 +324,7 @@ def test_cfg_steers_the_positive_alone_beside_reference_pictures(pack, model, na
 
 @pytest.mark.parametrize("adaptive", [False, True])
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("name", ["Qwen-Image"])
+@pytest.mark.parametrize("name", ["Qwen-Image", "Mage-Flow", "Lens"])
 def test_tokens_that_a_mask_leaves_out_do_not_count(pack, model, name, rule, adaptive):
     """Of the prompt and of the negative: as texts without them."""
 

@@ -55,12 +55,16 @@ LAYOUTS = {
     "comfy.ldm.modules.diffusionmodules.mmdit.MMDiT": "sd3",
     "comfy.ldm.qwen_image.model.QwenImageTransformer2DModel": "qwen_image",
     "comfy.ldm.lumina.model.NextDiT": "lumina",
+    "comfy.ldm.mage_flow.model.MageFlowTransformer2DModel": "mage_flow",
+    "comfy.ldm.lens.model.LensTransformer2DModel": "lens",
+    "comfy.ldm.ernie.model.ErnieImageModel": "ernie",
+    "comfy.ldm.joyimage.model.JoyImageTransformer3DModel": "joyimage",
 }
 #: What users call the models of these classes.
 MODELS = (
     "SD 1.x", "SD 2.x", "SDXL", "SD 3", "Flux", "LongCat", "Ovis-Image", "OmniGen 2", "PixArt", "HunyuanDiT",
     "LTX-Video", "LTX-2", "Wan", "Cosmos", "Cosmos-Predict2", "Anima", "Kandinsky 5", "ACE-Step", "Stable Audio",
-    "Qwen-Image", "Lumina 2", "Z-Image",
+    "Qwen-Image", "Lumina 2", "Z-Image", "Mage-Flow", "Lens", "ERNIE-Image", "JoyImage",
 )  # fmt: skip
 MODELS_IN_WORDS = f"{', '.join(MODELS[:-1])} or {MODELS[-1]}"
 
