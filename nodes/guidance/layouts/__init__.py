@@ -50,12 +50,17 @@ LAYOUTS = {
     "comfy.ldm.audio.dit.AudioDiffusionTransformer": "stable_audio",
     "comfy.ldm.flux.model.Flux": "flux",
     "comfy.ldm.modules.diffusionmodules.mmdit.MMDiT": "sd3",
+    "comfy.ldm.genmo.joint_model.asymm_models_joint.AsymmDiTJoint": "mochi",
+    "comfy.ldm.cogvideo.model.CogVideoXTransformer3DModel": "cogvideox",
+    "comfy.ldm.hidream.model.HiDreamImageTransformer2DModel": "hidream",
+    "comfy.ldm.pixeldit.model.PixDiT_T2I": "pixeldit",
+    "comfy.ldm.minimax.model.MiniMaxH3Model": "minimax_h3",
 }
 #: What users call the models of these classes.
 MODELS = (
     "SD 1.x", "SD 2.x", "SDXL", "SD 3", "Flux", "LongCat", "Ovis-Image", "OmniGen 2", "PixArt", "HunyuanDiT",
-    "LTX-Video", "LTX-2", "Wan", "Cosmos", "Cosmos-Predict2", "Anima", "Kandinsky 5", "ACE-Step",
-    "Stable Audio",
+    "LTX-Video", "LTX-2", "Wan", "Cosmos", "Cosmos-Predict2", "Anima", "Kandinsky 5", "Mochi",
+    "CogVideoX", "HiDream-I1", "PixelDiT", "PiD", "MiniMax H3", "ACE-Step", "Stable Audio",
 )  # fmt: skip
 MODELS_IN_WORDS = f"{', '.join(MODELS[:-1])} or {MODELS[-1]}"
 
