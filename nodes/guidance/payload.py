@@ -171,7 +171,7 @@ def _steerings(layout, blocks, acting, model, x, t, steered, pictures, transform
     diffusion_model, chunks = uncompiled(model.diffusion_model), transformer_options["cond_or_uncond"]
     prompts = [prompt for prompt, _ in acting]
     strengths = [
-        strength if strength.shape[1:] == (1, 1) else layout.spread(diffusion_model, x, strength, conds)
+        _over_tokens(layout, diffusion_model, x, strength, conds)
         for strength in _strengths(acting, steered.to(x.device, non_blocking=True))
     ]
     projections = [prompt.projection(layout, blocks, model, t, pictures, transformer_options) for prompt in prompts]
@@ -200,6 +200,15 @@ def _steerings(layout, blocks, acting, model, x, t, steered, pictures, transform
                 chunks,
                 transformer_options,
             )
+
+
+def _over_tokens(layout, model, x, strength, conds):
+    """Alpha as the layers read it: [batch, 1, 1] where it is the same for all tokens, or [batch, tokens, 1]."""
+    if strength.shape[1:] == (1, 1):
+        if getattr(layout, "AMONG_THE_PICTURE", None) not in conds:
+            return strength
+        strength = strength.view(-1, *[1] * (x.ndim - 1)).expand_as(x[:, :1])
+    return layout.spread(model, x, strength, conds)
 
 
 def _in_window(pictures: torch.Tensor, transformer_options: dict) -> torch.Tensor:

@@ -90,18 +90,20 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Projection:
-    """What the layers read of a prompt, [texts, tokens, width], and the (K-, V-) that are kept, by layer."""
+    """What the layers read of a prompt, [texts, tokens, width] or several such, and the (K-, V-) kept, by layer."""
 
-    text: torch.Tensor
+    text: torch.Tensor | tuple[torch.Tensor, ...]
     keys_values: dict[Any, tuple[torch.Tensor, torch.Tensor]]
 
     def of(self, pictures: torch.Tensor | None) -> "Projection":
         """With a row for each of the pictures [batch, 1, 1, ...], where there are several texts."""
-        if self.text.shape[0] == 1:
+        texts = self.text if isinstance(self.text, tuple) else (self.text,)
+        if texts[0].shape[0] == 1:
             return self
-        index = pictures.flatten() % self.text.shape[0]
+        index = pictures.flatten() % texts[0].shape[0]
         kept = {layer: (k[index], v[index]) for layer, (k, v) in self.keys_values.items()}
-        return Projection(self.text[index], kept)
+        texts = tuple(text[index] for text in texts)
+        return Projection(texts if isinstance(self.text, tuple) else texts[0], kept)
 
 
 def prepare(negative: Negative, guider, noise, latent_image, denoise_mask, seed) -> list[Prompt]:

@@ -12,7 +12,8 @@ For one call of the model, every block gets a bound `forward`, as steering.py's 
 use, for the calls of ours too.
 
 A family of joint attention is a file of `layouts` with the functions of every layout, whose layers are the blocks that
-the text goes through, in order, and whose `text` is the first block's; instead of keys_values, attend and fit it has
+the text goes through, in order, and whose `text` is the first block's, or a tuple of that and, for each block after it,
+of what takes the place of the text's last tokens there; instead of keys_values, attend and fit it has
 
     TEXT_FIRST                      whether the text's tokens come before the picture's in attention
     picture(model, x, conds)        where among the image tokens those of the latents are, a slice; the others, such as
@@ -28,6 +29,7 @@ the text goes through, in order, and whose `text` is the first block's; instead 
     forwards = side_stream.forwards
     POSITIONAL                      only where a block's forward takes *args: the names of those
     handed(arguments)               only where a block's forward takes no transformer_options: options_for_attention's
+    AMONG_THE_PICTURE               only where a cond puts tokens among the picture's: its name; `spread` knows where
 """
 
 import dataclasses
@@ -79,17 +81,19 @@ class SideStream:
 
     Args:
         negative: the use of NASA that it belongs to.
-        text: the first block's, [1 or batch, tokens, width].
+        text: the layout's, [1 or batch, tokens, width] or several such.
         alpha: [batch, 1, 1], or [batch, tokens of the picture, 1].
     """
 
     def __init__(self, negative, text, alpha, call):
         self.blocks, self.norm_limit = negative.blocks, negative.norm_limit
         self.rule, self.adaptive = negative.rule, negative.adaptive
-        self.positions = call.layout.positions(call.model, text.shape[1], call)
         batch = len(call.steered)
+        texts = text if isinstance(text, tuple) else (text,)
+        text, *self.to_come = (rows(part, batch, call.chunks)[call.rows(batch)[0]] for part in texts)
+        self.positions = call.layout.positions(call.model, text.shape[1], call)
         # A row for each that is steered, and a copy, as blocks may write into it.
-        self.text = rows(text, batch, call.chunks)[call.rows(batch)[0]].clone(memory_format=torch.contiguous_format)
+        self.text = text.clone(memory_format=torch.contiguous_format)
         self.alpha = alpha
 
 
@@ -176,6 +180,9 @@ class JointSteering:
         if others is not None:
             changes = {name: _of_rows(value, index, batch) for name, value in (given | changes).items()}
         stream.text = self.layout.text_of(self.layer, again(changes | {"transformer_options": options}))
+        if stream.to_come:
+            last = stream.to_come.pop(0)
+            stream.text = torch.cat([stream.text[:, : -last.shape[1]], last], dim=1)
         return found[0]
 
 

@@ -111,6 +111,7 @@ class Family:
         settled: corrects random weights that would not do.
         width: of the text.
         sound: the shape of the sound that goes with a latent; () for none.
+        batch: how many latents the tests sample at once.
     """
 
     config: str
@@ -124,6 +125,7 @@ class Family:
     settled: Callable = lambda network: None
     width: int = 24
     sound: tuple[int, ...] = ()
+    batch: int = 2
 
 
 def _pooled(tokens, random):
@@ -369,6 +371,21 @@ def _with_pooled(tokens, random):
     return {"pooled_output": random(1, 20)}
 
 
+def _with_llama(tokens, random):
+    """Three layers of Llama, of another length than T5's text, and in the wrong order for the model."""
+    return {"pooled_output": random(1, 20), "conditioning_llama3": random(1, 3, tokens - 2, 28)}
+
+
+def _degraded(tokens, random):
+    """The picture that PiD makes larger."""
+    return {"lq_latent": random(1, 16, 1, 1), "degrade_sigma": torch.tensor([0.3])}
+
+
+def _rotating(network):
+    """MiniMax's frequencies, which a checkpoint fills."""
+    network.rope.inv_freq.copy_(10.0 ** -torch.arange(len(network.rope.inv_freq)))
+
+
 def _counted(tokens, random):
     """A mask without padding, whose sum OmniGen 2 takes for the number of tokens."""
     return {"attention_mask": torch.ones(1, tokens, dtype=torch.long)}
@@ -417,6 +434,33 @@ JOYIMAGE = {
 SD3 = {
     "in_channels": 16, "depth": 2, "adm_in_channels": 20, "num_patches": 64, "pos_embed_max_size": 8,
     "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 24, "out_features": 128}},
+}  # fmt: skip
+#: Its wide layers for video are of fixed width: that ratio.
+MOCHI = {
+    "image_model": "mochi_preview", "depth": 3, "hidden_size_x": 48, "hidden_size_y": 40, "mlp_ratio_x": 256.0,
+    "num_heads": 2, "in_channels": 12, "use_t5": True, "t5_feat_dim": 24, "qk_norm": True, "qkv_bias": False,
+    "learn_sigma": False, "timestep_scale": 1000.0,
+}  # fmt: skip
+
+COGVIDEO = {
+    "image_model": "cogvideox", "num_attention_heads": 2, "attention_head_dim": 32, "text_embed_dim": 24,
+    "num_layers": 2, "time_embed_dim": 16, "use_rotary_positional_embeddings": True,
+}  # fmt: skip
+HIDREAM = {
+    "image_model": "hidream", "patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": 2,
+    "num_single_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2, "caption_channels": [24, 28],
+    "text_emb_dim": 20, "axes_dims_rope": [8, 4, 4], "max_resolution": [8, 8], "llama_layers": [0, 2, 1, 1],
+}  # fmt: skip
+PIXELDIT = {
+    "image_model": "pixeldit_t2i", "num_groups": 2, "hidden_size": 48, "pixel_hidden_size": 8, "patch_size": 8,
+    "pixel_attn_hidden_size": 48, "pixel_num_groups": 2, "patch_depth": 2, "pixel_depth": 1, "txt_embed_dim": 24,
+    "txt_max_length": 16,
+}  # fmt: skip
+PID = {**PIXELDIT, "image_model": "pid", "lq_hidden_dim": 32, "lq_num_res_blocks": 1}
+MINIMAX = {
+    "image_model": "minimax_h3", "hidden_size": 48, "num_layers": 2, "token_refiner_num_layers": 1,
+    "num_attention_heads": 2, "attention_head_dim": 32, "ffn_hidden_size": 64, "text_dim": 24,
+    "time_embed_hidden_size": 32, "time_embed_dim": 32, "rope_inv_freq_len": 4,
 }  # fmt: skip
 
 #: Families with joint attention; `layers` counts the blocks, and `layout` is a key of NETWORKS in joint_truths.py.
@@ -491,6 +535,15 @@ JOINT = {
         2,
         _with_pooled,
         settled=_place,
+    ),
+    "Mochi": Family("GenmoMochi", MOCHI, (12, 2, 6, 8), "mochi", 3, _padded),
+    "CogVideoX": Family("CogVideoX_T2V", COGVIDEO, (16, 2, 6, 8), "cogvideox", 2),
+    "CogVideoX 1.5": Family("CogVideoX_T2V", {**COGVIDEO, "patch_size_t": 2}, (16, 3, 6, 7), "cogvideox", 2),
+    "HiDream-I1": Family("HiDream", HIDREAM, (16, 6, 8), "hidream", 4, _with_llama),
+    "PixelDiT": Family("PixelDiTT2I", PIXELDIT, (3, 20, 24), "pixeldit", 2),
+    "PiD": Family("PiD", PID, (3, 16, 24), "pixeldit", 2, _degraded),
+    "MiniMax H3": Family(
+        "MiniMaxH3", MINIMAX, (24, 2, 4, 6), "minimax", 2, settled=_rotating, sound=(32, 2, 5), batch=1
     ),
 }
 ALL = FAMILIES | JOINT
@@ -578,11 +631,12 @@ def conditioning(name, seed, tokens=12, positive=False, **options):
     return [[embedding, {**more, **options}]]
 
 
-def sample(name, model, positive, negative=None, cfg=1.0, steps=2, batch=2, seed=7, mask=None):
+def sample(name, model, positive, negative=None, cfg=1.0, steps=2, batch=None, seed=7, mask=None):
     """Latents [batch, ...] of a CFGGuider with the euler sampler; with sound in one row, as ComfyUI packs them."""
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, negative or positive)
     guider.set_cfg(cfg)
+    batch = batch or ALL[name].batch
     latent, generator = torch.zeros(batch, *ALL[name].latent), torch.Generator().manual_seed(seed)
     noise = torch.randn(latent.shape, generator=generator)
     if ALL[name].sound:

@@ -92,6 +92,17 @@ def test_a_negative_of_another_encoder_or_without_pooled_vector_is_refused(pack,
     sample(name, pack.payload.patch(model, negative, 0.5), conditioning(name, 1), steps=1)
 
 
+@pytest.mark.parametrize(
+    "name, missing",
+    [("Mochi", "attention_mask"), ("HiDream-I1", "pooled_output"), ("HiDream-I1", "conditioning_llama3")],
+)
+def test_a_negative_without_what_else_its_model_reads_is_refused(pack, name, missing):
+    ((embedding, options),) = conditioning(name, 2)
+    without = {key: value for key, value in options.items() if key != missing}
+    with pytest.raises(ValueError, match=f"The negative conditioning lacks {missing}, which this model reads: encode"):
+        pack.payload.patch(build(name), [[embedding, without]], 0.5)
+
+
 def test_the_sampler_alone_needs_no_layout(pack):
     """Without NASA, a changed family is no reason to stop."""
     network = build("Flux").model.diffusion_model

@@ -73,7 +73,7 @@ def joint_blocks(model):
     network = model.model.diffusion_model
     names = (
         "joint_blocks", "double_blocks", "single_blocks", "layers", "blocks", "transformer_blocks",
-        "double_stream_layers", "single_stream_layers",
+        "double_stream_layers", "single_stream_layers", "double_stream_blocks", "patch_blocks",
     )  # fmt: skip
     return [block for name in names for block in getattr(network, name, ())]
 
@@ -235,6 +235,73 @@ def test_the_prompt_as_its_own_negative_changes_nothing(pack, model, name):
     assert error(sample(name, other, positive), plain) > 100 * BAR
 
 
+@pytest.mark.parametrize(
+    "name, tokens", [("CogVideoX 1.5", 9), ("HiDream-I1", 9 + 7 + 7), ("PixelDiT", 9), ("PiD", 9), ("MiniMax H3", 9)]
+)
+def test_the_first_keys_and_values_of_a_negative_are_those_its_model_gives_it_as_a_prompt(pack, model, name, tokens):
+    """Of another length than the prompt, and wherever the model puts its text."""
+    negative, calls = conditioning(name, 2, tokens=9), []
+    shared = {key: value for key, value in negative[0][1].items() if key == "pooled_output"}
+    positive = conditioning(name, 1, **shared)
+
+    def recorded(model):
+        def override(attention, *args, **kwargs):
+            calls.append([x.flatten(2) if kwargs.get("skip_reshape") is None else x.transpose(1, 2).flatten(2)
+                          for x in args[1:3]])  # fmt: skip
+            return attention(*args, **kwargs)
+
+        calls.clear()
+        model = model.clone()
+        options = model.model_options["transformer_options"]
+        model.model_options["transformer_options"] = {**options, "optimized_attention_override": override}
+        return model
+
+    sample(name, recorded(model), negative, steps=1)
+    own = calls[0]
+    sample(name, recorded(pack.payload.patch(model, negative, 0.6)), positive, steps=1)
+    alike = [[x[:, :tokens] for x in pair] for pair in calls if pair[0].shape == own[0].shape]
+    own = [[x[:, :tokens] for x in own], [x[:, -tokens:] for x in own]]
+    assert 0 < len(alike) < len(calls)
+    assert min(max(map(error, pair, text)) for pair in alike for text in own) < BAR
+
+
+@pytest.mark.parametrize("name", ["MiniMax H3"])
+def test_conditions_before_sound_and_video_are_not_steered(pack, model, name):
+    """Six tokens of a reference after twelve of text, then ten of sound and twelve of video. In the first block."""
+    latent = torch.randn(1, 24, 1, 4, 6, generator=torch.Generator().manual_seed(4))
+    reference = {"kind": "image", "latent": latent, "latent_h": 4, "latent_w": 6}
+    positive, seen = conditioning(name, 1, minimax_refs=[reference]), []
+    out = model.model.diffusion_model.blocks[0].attn.out_proj
+    handle = out.register_forward_pre_hook(lambda _, args: seen.append(args[0].flatten(0, -2)))
+    for entry in ([], conditioning(name, 2, tokens=9)):
+        sample(name, pack.payload.patch(model, entry, 0.6) if entry else model, positive, steps=1)
+    handle.remove()
+    plain, steered = (z for z in seen if len(z) == 12 + 6 + 10 + 12)
+    assert error(steered[:18], plain[:18]) < BAR
+    for part in (slice(18, 28), slice(28, 40)):
+        assert error(steered[part], plain[part]) > 0.01
+
+
+@pytest.mark.parametrize("name", ["MiniMax H3"])
+def test_a_picture_among_the_words_of_a_negative_is_left_out(pack, model, name):
+    positive, ((embedding, options),) = conditioning(name, 1), conditioning(name, 2, tokens=9)
+    kinds = torch.tensor([[1, 1, 0, 0, 1, 1, 1, 1, 1]])
+    changed = embedding.clone()
+    states = model.model.diffusion_model.preprocess_text_embeds(embedding)  # a refiner, in which words see the picture
+    changed = states[:, kinds[0] == 1]
+    words = sample(name, pack.payload.patch(model, [[changed, options]], 0.6), positive)
+    whole = [[states, {**options, "minimax_token_tags": kinds}]]
+    assert error(sample(name, pack.payload.patch(model, whole, 0.6), positive), words) < BAR
+
+
+@pytest.mark.parametrize("name", ["PixelDiT"])
+def test_a_negative_longer_than_its_model_reads_is_cut(pack, model, name):
+    positive, ((embedding, options),) = conditioning(name, 1), conditioning(name, 2, tokens=20)
+    whole, cut = ([[embedding[:, :tokens], options]] for tokens in (20, 16))
+    whole, cut = (sample(name, pack.payload.patch(model, negative, 0.6), positive) for negative in (whole, cut))
+    assert torch.equal(whole, cut)
+
+
 @pytest.mark.parametrize("name", ["Flux", "SD 3"])
 def test_batched_negative_gives_each_picture_its_own(pack, model, name):
     positive, one, other = conditioning(name, 1), conditioning(name, 2), conditioning(name, 3)
@@ -390,6 +457,38 @@ def test_reference_pictures_of_z_image_omni_are_not_steered(pack, model, name, c
         monkeypatch.setattr(Apart, "steering", lambda self: by_hand(name, model, steer))
         monkeypatch.setattr(comfy.samplers, "CFGGuider", Apart)
         assert error(steered, sample(name, model, positive, uncond, cfg=3.0)) < 3 * BAR
+
+
+@pytest.mark.parametrize("name", ["HiDream-I1"])
+def test_a_picture_to_edit_is_not_steered_where_it_lies_among_the_pictures_tokens(pack, model, name):
+    """HiDream-E1: to the right of the latents, so that every row of tokens holds both. Seen in the first block."""
+    latent = torch.randn(1, 16, 6, 8, generator=torch.Generator().manual_seed(4))
+    positive, negative = conditioning(name, 1, concat_latent_image=latent), conditioning(name, 2, tokens=9)
+    seen = []
+    out = model.model.diffusion_model.double_stream_blocks[0].block.attn1.to_out
+    handle = out.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    half = {"mask": torch.ones(1, 48, 64), "mask_strength": 0.5, "set_area_to_bounds": False}
+    for entry in ([], negative, conditioning(name, 2, tokens=9, **half)):
+        sample(name, pack.payload.patch(model, entry, 0.6, rule="nasa") if entry else model, positive, steps=1)
+    handle.remove()
+    plain, steered, masked = (z.unflatten(1, (3, 8)) for z in seen if z.shape[1] == 24)  # others are the negatives'
+    for z, part in ((steered, 1.0), (masked, 0.5)):
+        assert error(z[:, :, 4:], plain[:, :, 4:]) < BAR
+        assert error(z[:, :, :4] - plain[:, :, :4], part * (steered - plain)[:, :, :4]) < 10 * BAR
+        assert error(z[:, :, :4], plain[:, :, :4]) > 0.01
+
+
+@pytest.mark.parametrize("name", ["CogVideoX"])
+def test_blocks_that_are_called_without_options(pack, model, name):
+    positive, negative = conditioning(name, 1), conditioning(name, 2, tokens=9)
+    patched = pack.payload.patch(model, negative, 0.6)
+    expected = sample(name, patched, positive)
+    hook = {"hook": lambda block, args, given: (args, {**given, "transformer_options": None}), "with_kwargs": True}
+    handles = [block.register_forward_pre_hook(**hook) for block in joint_blocks(model)]
+    assert torch.equal(sample(name, patched, positive), expected)
+    for handle in handles:
+        handle.remove()
+    assert not torch.equal(expected, sample(name, model, positive))
 
 
 @pytest.mark.parametrize(

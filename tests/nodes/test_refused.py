@@ -23,21 +23,8 @@ REFUSED = {
                               "cond_seq_dim": 24, "max_seq": 64}),
     "Chroma": ("Chroma", {**FLUX, "image_model": "chroma", "in_dim": 8, "out_dim": 64, "hidden_dim": 16,
                           "n_layers": 1}),
-    "Mochi": ("GenmoMochi", {"image_model": "mochi_preview", "depth": 1, "hidden_size_x": 3072, "hidden_size_y": 1536,
-                             "mlp_ratio_x": 4.0, "num_heads": 24, "in_channels": 12, "use_t5": True,
-                             "qk_norm": True, "qkv_bias": False}),  # asserts its width
     "HunyuanVideo": ("HunyuanVideo", HUNYUAN_VIDEO),
     "HunyuanImage 2.1": ("HunyuanImage21", {**HUNYUAN_VIDEO, "vec_in_dim": None}),
-    "HiDream": ("HiDream", {"image_model": "hidream", "patch_size": 2, "in_channels": 16, "out_channels": 16,
-                            "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16,
-                            "num_attention_heads": 2, "caption_channels": [24, 24], "text_emb_dim": 20,
-                            "axes_dims_rope": [8, 4, 4], "max_resolution": [8, 8], "llama_layers": [0, 0]}),
-    "Stable Cascade": ("Stable_Cascade_C", {"stable_cascade_stage": "c", "c_cond": 32, "c_hidden": [32, 32],
-                                            "nhead": [2, 2], "blocks": [[1, 1], [1, 1]], "c_clip_text": 24,
-                                            "c_clip_text_pooled": 24, "c_clip_img": 24}),
-    "CogVideoX": ("CogVideoX_T2V", {"image_model": "cogvideox", "num_attention_heads": 2, "attention_head_dim": 24,
-                                    "text_embed_dim": 24, "num_layers": 1, "time_embed_dim": 16,
-                                    "use_rotary_positional_embeddings": True}),
     "a UNet without cross-attention": ("SD15", NO_ATTENTION),
 }  # fmt: skip
 

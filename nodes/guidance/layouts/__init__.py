@@ -59,12 +59,18 @@ LAYOUTS = {
     "comfy.ldm.lens.model.LensTransformer2DModel": "lens",
     "comfy.ldm.ernie.model.ErnieImageModel": "ernie",
     "comfy.ldm.joyimage.model.JoyImageTransformer3DModel": "joyimage",
+    "comfy.ldm.genmo.joint_model.asymm_models_joint.AsymmDiTJoint": "mochi",
+    "comfy.ldm.cogvideo.model.CogVideoXTransformer3DModel": "cogvideox",
+    "comfy.ldm.hidream.model.HiDreamImageTransformer2DModel": "hidream",
+    "comfy.ldm.pixeldit.model.PixDiT_T2I": "pixeldit",
+    "comfy.ldm.minimax.model.MiniMaxH3Model": "minimax_h3",
 }
 #: What users call the models of these classes.
 MODELS = (
     "SD 1.x", "SD 2.x", "SDXL", "SD 3", "Flux", "LongCat", "Ovis-Image", "OmniGen 2", "PixArt", "HunyuanDiT",
     "LTX-Video", "LTX-2", "Wan", "Cosmos", "Cosmos-Predict2", "Anima", "Kandinsky 5", "ACE-Step", "Stable Audio",
-    "Qwen-Image", "Lumina 2", "Z-Image", "Mage-Flow", "Lens", "ERNIE-Image", "JoyImage",
+    "Qwen-Image", "Lumina 2", "Z-Image", "Mage-Flow", "Lens", "ERNIE-Image", "JoyImage", "Mochi", "CogVideoX",
+    "HiDream-I1", "PixelDiT", "PiD", "MiniMax H3",
 )  # fmt: skip
 MODELS_IN_WORDS = f"{', '.join(MODELS[:-1])} or {MODELS[-1]}"
 
