@@ -21,7 +21,7 @@ from ..quoting import quoted
 from .blocks import ALL, chosen_blocks
 from .conditioning import check_conditioning
 from .kept import Kept
-from .layouts import MODELS_IN_WORDS, as_known, check_layout, find_layout, uncompiled
+from .layouts import as_known, check_layout, find_layout, refusal, uncompiled
 from .negative import Negative
 from .prompt import Prompt, prepare
 from .regions import shares
@@ -89,11 +89,7 @@ def patch(
             check_layout(layout, diffusion_model)
             width, needs = layout.width(diffusion_model), layout.needs(diffusion_model)
     if layout is None:
-        family = type(model.model.model_config).__name__
-        raise ValueError(
-            f"The model ({family}) is of a family that NASA does not support yet, whose text it cannot find: use "
-            f"{MODELS_IN_WORDS}."
-        )
+        raise ValueError(refusal(diffusion_model, type(model.model.model_config).__name__))
     check_conditioning("negative", negative, width, needs)
     rule = layout.RULE if rule == AUTO else rule
     chosen = frozenset(chosen_blocks(blocks, list(layout.blocks(diffusion_model))))

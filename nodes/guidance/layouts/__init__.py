@@ -65,7 +65,30 @@ LAYOUTS = {
     "comfy.ldm.pixeldit.model.PixDiT_T2I": "pixeldit",
     "comfy.ldm.minimax.model.MiniMaxH3Model": "minimax_h3",
 }
-#: What users call the models of these classes.
+_CASCADE = (
+    "Stable Cascade",
+    "where the prompt lies among the picture's own keys",
+    "use the negative of a KSampler at a CFG above 1, or another model",
+)
+_OF_PICTURES = ("which is given pictures and no prompt", "remove the NASA patch")
+_FINDS = ("which makes no pictures", "remove the NASA patch")
+#: Classes of which NASA finds no text to steer: what users call the family, why, and what to do instead.
+REFUSED = {
+    "comfy.ldm.cascade.stage_c.StageC": _CASCADE,
+    "comfy.ldm.cascade.stage_b.StageB": _CASCADE,
+    "comfy.ldm.seedvr.model.NaDiT": ("SeedVR2", "whose prompt is always the same", "remove the NASA patch"),
+    "comfy.ldm.minimax_music.dit.MiniMaxMusic3DiT": (
+        "MiniMax Music", "whose prompt has become sound before it is sampled", "remove the NASA patch"
+    ),
+    "comfy.ldm.hunyuan3d.model.Hunyuan3Dv2": ("Hunyuan3D 2", *_OF_PICTURES),
+    "comfy.ldm.hunyuan3dv2_1.hunyuandit.HunYuanDiTPlain": ("Hunyuan3D 2.1", *_OF_PICTURES),
+    "comfy.ldm.trellis2.model.Trellis2": ("Trellis 2", *_OF_PICTURES),
+    "comfy.ldm.triposplat.model.LatentSeqMMFlowModel": ("TripoSplat", *_OF_PICTURES),
+    "comfy.ldm.depth_anything_3.model.DepthAnything3Net": ("Depth Anything 3", *_FINDS),
+    "comfy.ldm.rt_detr.rtdetr_v4.RTv4": ("RT-DETR", *_FINDS),
+    "comfy.ldm.sam3.detector.SAM3Model": ("SAM 3", *_FINDS),
+}  # fmt: skip
+#: What users call the models of the classes in LAYOUTS.
 MODELS = (
     "SD 1.x", "SD 2.x", "SDXL", "SD 3", "Flux", "LongCat", "Ovis-Image", "OmniGen 2", "PixArt", "HunyuanDiT",
     "LTX-Video", "LTX-2", "Wan", "Cosmos", "Cosmos-Predict2", "Anima", "Kandinsky 5", "ACE-Step", "Stable Audio",
@@ -77,12 +100,28 @@ MODELS_IN_WORDS = f"{', '.join(MODELS[:-1])} or {MODELS[-1]}"
 
 def find_layout(diffusion_model: torch.nn.Module) -> ModuleType | None:
     """The layout of a diffusion model, found by its class; None if there is none, or no cross-attention in it."""
-    for ancestor in type(uncompiled(diffusion_model)).__mro__:
-        name = f"{ancestor.__module__}.{ancestor.__qualname__}"
-        if name in LAYOUTS:
-            layout = LAYOUTS[name] and importlib.import_module(f".{LAYOUTS[name]}", __package__)
-            return layout if layout and layout.blocks(uncompiled(diffusion_model)) else None
-    return None
+    name = _of_class(LAYOUTS, diffusion_model)
+    layout = name and importlib.import_module(f".{name}", __package__)
+    return layout if layout and layout.blocks(uncompiled(diffusion_model)) else None
+
+
+def refusal(diffusion_model: torch.nn.Module, family: str) -> str:
+    """The sentence about a model without a layout, of a family by the name that ComfyUI gives it."""
+    if refused := _of_class(REFUSED, diffusion_model):
+        name, why, remedy = refused
+        return f"NASA cannot steer {name} ({family}), {why}: {remedy}."
+    return (
+        f"The model ({family}) is of a family that NASA does not support yet, whose text it cannot find: use "
+        f"{MODELS_IN_WORDS}."
+    )
+
+
+def _of_class(table: dict, diffusion_model: torch.nn.Module):
+    """What a table by names of classes has for a model's class, or else for the next one that it comes from."""
+    classes = (
+        f"{ancestor.__module__}.{ancestor.__qualname__}" for ancestor in type(uncompiled(diffusion_model)).__mro__
+    )
+    return next((table[name] for name in classes if name in table), None)
 
 
 def text_width(diffusion_model: torch.nn.Module) -> int | None:
