@@ -315,6 +315,14 @@ ZIMAGE = {
     **LUMINA, "dim": 256, "n_kv_heads": 2, "axes_dims": [32, 48, 48], "rope_theta": 256.0, "z_image_modulation": True,
     "time_scale": 1000.0, "pad_tokens_multiple": 5,
 }  # fmt: skip
+ZIMAGE_PIXEL = {
+    **ZIMAGE, "image_model": "zimage_pixel", "patch_size": 4, "in_channels": 3, "decoder_hidden_size": 16,
+    "decoder_num_res_blocks": 1, "decoder_max_freqs": 2, "decoder_in_channels": 48,
+}  # fmt: skip
+KREA2 = {
+    "image_model": "krea2", "features": 64, "heads": 4, "kvheads": 2, "tdim": 32, "layers": 2, "txtdim": 12,
+    "txtlayers": 2, "txtheads": 2, "txtkvheads": 1,
+}  # fmt: skip
 SD3 = {
     "in_channels": 16, "depth": 2, "adm_in_channels": 20, "num_patches": 64, "pos_embed_max_size": 8,
     "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 24, "out_features": 128}},
@@ -357,6 +365,8 @@ JOINT = {
     "NewBie": Family("Lumina2", {**LUMINA, "clip_text_dim": 20}, (16, 6, 8), "lumina", 2, _with_pooled),
     "Z-Image": Family("ZImage", ZIMAGE, (16, 6, 7), "lumina", 2),
     "Z-Image Omni": Family("ZImage", {**ZIMAGE, "siglip_feat_dim": 12}, (16, 6, 8), "lumina", 2),
+    "Z-Image of pixels": Family("ZImagePixelSpace", ZIMAGE_PIXEL, (3, 14, 16), "lumina", 2),
+    "Krea 2": Family("Krea2", KREA2, (16, 1, 6, 7), "krea2", 2),
     "OmniGen 2": Family("Omnigen2", OMNIGEN2, (16, 6, 7), "omnigen2", 2, _counted),
     "SD 3": Family("SD3", SD3, (16, 6, 8), "sd3", 2, _with_pooled, settled=_place),
     "SD 3.5 large": Family(

@@ -187,7 +187,18 @@ def test_cfg_steers_the_positive_alone_in_one_call(pack, model, name, rule, monk
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize(
-    "name", ["Flux", "Flux schnell", "Flux 2", "Lumina 2", "Z-Image", "OmniGen 2", "SD 3.5 medium"]
+    "name",
+    [
+        "Flux",
+        "Flux schnell",
+        "Flux 2",
+        "Lumina 2",
+        "Z-Image",
+        "Z-Image of pixels",
+        "Krea 2",
+        "OmniGen 2",
+        "SD 3.5 medium",
+    ],
 )
 def test_masked_negative(pack, model, name, rule):
     """The left half of the picture."""
@@ -196,7 +207,7 @@ def test_masked_negative(pack, model, name, rule):
     half[..., : 8 * (width // 4 * 2)] = 1.0
     options = {"mask": half, "mask_strength": 1.0, "set_area_to_bounds": False}
     negative = conditioning(name, 2, tokens=9, **options)
-    patch = 1 if name == "Flux 2" else 2
+    patch = {"Flux 2": 1, "Z-Image of pixels": 4}.get(name, 2)
     map = torch.nn.functional.pad(half[:, ::8, ::8], (0, -width % patch, 0, -height % patch), mode="replicate")
     map = torch.nn.functional.avg_pool2d(map[None], patch).flatten()
     with by_hand(name, model, Steer([negative[0][0]], [0.6 * map.expand(2, -1)], rule)):
@@ -285,11 +296,20 @@ def test_beside_replaced_blocks(pack, model, name, skipped):
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("name", ["Flux", "Flux 2", "OmniGen 2"])
-def test_reference_pictures_are_not_steered(pack, model, name, rule):
-    generator = torch.Generator().manual_seed(4)
-    latents = [torch.randn(1, ALL[name].latent[0], 4, width, generator=generator) for width in (6, 4)]
-    latents = {"reference_latents": latents, "reference_latents_method": "index"}
+@pytest.mark.parametrize(
+    "name, method",
+    [
+        ("Flux", "index"),
+        ("Flux 2", "index"),
+        ("OmniGen 2", "index"),
+        ("Krea 2", "index"),
+        ("Krea 2", "index_timestep_zero"),
+    ],
+)
+def test_reference_pictures_are_not_steered(pack, model, name, method, rule):
+    generator, shape = torch.Generator().manual_seed(4), ALL[name].latent[:-1]
+    latents = [torch.randn(1, *shape[:-1], 4, width, generator=generator) for width in (6, 4)]
+    latents = {"reference_latents": latents, "reference_latents_method": method}
     positive, negative = conditioning(name, 1, **latents), conditioning(name, 2, tokens=9)
     with by_hand(name, model, Steer([negative[0][0]], alphas(0.6), rule)):
         expected = sample(name, model, positive)
