@@ -431,6 +431,14 @@ JOYIMAGE = {
     "image_model": "joyimage", "hidden_size": 256, "num_attention_heads": 2, "num_layers": 2, "text_dim": 24,
     "mlp_width_ratio": 1.0,
 }  # fmt: skip
+ZIMAGE_PIXEL = {
+    **ZIMAGE, "image_model": "zimage_pixel", "patch_size": 4, "in_channels": 3, "decoder_hidden_size": 16,
+    "decoder_num_res_blocks": 1, "decoder_max_freqs": 2, "decoder_in_channels": 48,
+}  # fmt: skip
+KREA2 = {
+    "image_model": "krea2", "features": 64, "heads": 4, "kvheads": 2, "tdim": 32, "layers": 2, "txtdim": 12,
+    "txtlayers": 2, "txtheads": 2, "txtkvheads": 1,
+}  # fmt: skip
 SD3 = {
     "in_channels": 16, "depth": 2, "adm_in_channels": 20, "num_patches": 64, "pos_embed_max_size": 8,
     "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 24, "out_features": 128}},
@@ -500,6 +508,8 @@ JOINT = {
     "NewBie": Family("Lumina2", {**LUMINA, "clip_text_dim": 20}, (16, 6, 8), "lumina", 2, _with_pooled),
     "Z-Image": Family("ZImage", ZIMAGE, (16, 6, 7), "lumina", 2),
     "Z-Image Omni": Family("ZImage", {**ZIMAGE, "siglip_feat_dim": 12}, (16, 6, 8), "lumina", 2),
+    "Z-Image of pixels": Family("ZImagePixelSpace", ZIMAGE_PIXEL, (3, 14, 16), "lumina", 2),
+    "Krea 2": Family("Krea2", KREA2, (16, 1, 6, 7), "krea2", 2),
     "OmniGen 2": Family("Omnigen2", OMNIGEN2, (16, 6, 7), "omnigen2", 2, _counted),
     "Qwen-Image": Family("QwenImage", QWEN_IMAGE, (16, 1, 6, 7), "qwen_image", 2),
     "Qwen-Image Edit": Family(  # 2511, whose reference pictures stand at timestep 0

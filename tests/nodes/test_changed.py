@@ -28,6 +28,7 @@ CHANGED = [
     ("Lumina 2", "", "cap_embedder"),
     ("Z-Image", "", "context_refiner"),
     ("Z-Image", "", "rope_embedder"),
+    ("Krea 2", "", "txtfusion"),
     ("Wan 2.1 T2V", "", "text_embedding"),
     ("Wan 2.1 T2V", "blocks.0", "cross_attn"),
     ("Wan 2.1 T2V", "blocks.0.cross_attn", "norm_q"),

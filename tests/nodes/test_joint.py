@@ -187,7 +187,10 @@ def test_cfg_steers_the_positive_alone_in_one_call(pack, model, name, rule, monk
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("name", {JOINT[name].layout: name for name in reversed(WRITTEN)}.values())
+@pytest.mark.parametrize(
+    "name",
+    [*{JOINT[name].layout: name for name in reversed(WRITTEN)}.values(), "Qwen-Image Layered", "Z-Image of pixels"],
+)
 def test_masked_negative(pack, model, name, rule):
     """The left half of the picture."""
     positive, (height, width) = conditioning(name, 1), ALL[name].latent[-2:]
@@ -195,7 +198,7 @@ def test_masked_negative(pack, model, name, rule):
     half[..., : 8 * (width // 4 * 2)] = 1.0
     options = {"mask": half, "mask_strength": 1.0, "set_area_to_bounds": False}
     negative = conditioning(name, 2, tokens=9, **options)
-    patch = 1 if ALL[name].latent[0] == 128 else 2
+    patch = 4 if name == "Z-Image of pixels" else 1 if ALL[name].latent[0] == 128 else 2
     map = torch.nn.functional.pad(half[:, ::8, ::8], (0, -width % patch, 0, -height % patch), mode="replicate")
     map = torch.nn.functional.avg_pool2d(map[None], patch).flatten()
     map = map.repeat(prod(ALL[name].latent[1:-2]))
@@ -356,6 +359,7 @@ def test_beside_replaced_blocks(pack, model, name, skipped):
 REFERENCES = {
     "Flux": "index", "Flux 2": "index", "OmniGen 2": "", "Qwen-Image": "index",
     "Qwen-Image Edit": "index_timestep_zero", "Qwen-Image Layered": "negative_index", "Mage-Flow": "", "JoyImage": "",
+    "Krea 2": "index_timestep_zero",
 }  # fmt: skip
 
 
