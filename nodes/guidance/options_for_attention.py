@@ -36,4 +36,5 @@ def with_options(forward: Callable) -> Callable:
 
     names = {**forward.__globals__, CALLED: attend}
     names.pop("__name__")  # or torch.compile would look them up in the module of that name
-    return types.FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
+    code = forward.__code__.replace(co_name="with_options")  # torch.compile keeps its graphs by code, not by function
+    return types.FunctionType(code, names, forward.__name__, forward.__defaults__, forward.__closure__)
