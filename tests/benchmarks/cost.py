@@ -54,8 +54,13 @@ CASES = [
     Case("sdxl", 1024, timed=VARIANTS if ON_GPU else ()),
     *([Case("sdxl", 1024, compiled=True)] if ON_GPU else []),
     Case("pixart"),
-    Case("pixart", tokens=(120, 120), timed=("plain", "nasa")),  # as long as they get
+    Case("pixart", tokens=(120, 120), timed=("plain", "nasa"), flops=1.04),  # as long as they get
     Case("pixart", 1024, timed=VARIANTS if ON_GPU else ()),
+    # The paper's plain rule, which does not weigh the prompt.
+    Case("sd15", timed=(), rule="nasa"),
+    Case("sdxl", 1024, timed=(), rule="nasa"),
+    Case("pixart", timed=(), rule="nasa"),
+    Case("pixart", tokens=(120, 120), timed=(), rule="nasa"),
     *(
         Case(network, 1024, (positive, negative), (), rule=rule, flops=most)
         for network, positive, bars in (
