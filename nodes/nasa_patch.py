@@ -97,8 +97,9 @@ class NASACrossAttentionPatch(io.ComfyNode):
                         default=AUTO,
                         optional=True,
                         tooltip=(
-                            "How the negative is taken away. auto takes what suits the model: nasa, the paper's, where "
-                            "the prompt has an attention of its own; difference where text and picture share one."
+                            "How the negative is taken away. auto takes what suits the model: nasa, adaptive, where "
+                            "the prompt has an attention of its own; difference where text and picture share one. "
+                            "nasa, with adaptive off, is exactly the paper's."
                         ),
                     )
                 ),
@@ -109,7 +110,7 @@ class NASACrossAttentionPatch(io.ComfyNode):
                         optional=True,
                         tooltip=(
                             "Steers less where the picture looks at the prompt alone, so that a negative that has "
-                            "nothing to do with the picture changes little. For models like Flux and SD 3."
+                            "nothing to do with the picture changes little. Where auto takes nasa, it is on by itself."
                         ),
                     )
                 ),

@@ -8,7 +8,7 @@ from .empty_prompt import without_empty
 from .guidance.conditioning import check_conditioning
 from .guidance.kept import kept_for_clones
 from .guidance.layouts import text_width
-from .guidance.payload import patch
+from .guidance.payload import AUTO, patch
 from .guidance.rules import LARGEST_ALPHA
 from .nasa_patch import ALPHA_TOOLTIP
 from .preset_choice import HIDDEN, preset_for, preset_input, show, tables_now
@@ -105,7 +105,8 @@ class SNOOPIOneStepSampler(io.ComfyNode):
         if negative is not None:
             acting, remark = without_empty(cls, negative)
             alpha = alpha_of(choice.preset, model) if alpha < 0 else alpha
-            sampled = patch(sampled, negative, alpha, kept=kept_for_clones(model, negative), acting=acting)
+            kept = kept_for_clones(model, negative)
+            sampled = patch(sampled, negative, alpha, kept=kept, acting=acting, rule=AUTO)
             info += f" {remark}" if remark else ""
             info += f" NASA alpha {alpha:g}." if acting else ""
         elif reads_unconditional(sampled):

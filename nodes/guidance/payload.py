@@ -29,6 +29,8 @@ from .rules import LARGEST_ALPHA, RULES
 from .side_stream import Call, SideStream, beside_each_other
 from .steering import Steering, installed
 
+#: The rule that `auto` makes adaptive: on the demo model that does half the harm at equal success (demo/rules.py).
+NASA = "nasa"
 AUTO = "auto"
 KEY = "snoopi_nasa"
 STEERED = f"{KEY}_steered"
@@ -47,7 +49,7 @@ def patch(
     name: str = "",
     kept: Kept | None = None,
     acting: list | None = None,
-    rule: str = AUTO,
+    rule: str = NASA,
     adaptive: bool = False,
 ) -> ModelPatcher:
     """A clone of `model` that is steered away from `negative`; `model` stays as it is.
@@ -65,7 +67,7 @@ def patch(
             negatives of different names all act.
         kept: what outlives this patch, as `kept_for_clones` gives it; None keeps with the patch.
         acting: the entries of `negative` that act; None for all.
-        rule: one of `rules.RULES`, or `auto` for the one that suits the model's family.
+        rule: one of `rules.RULES`, or `auto` for the one that suits the model's family, nasa being adaptive then.
         adaptive: whether alpha is less where the prompt takes nearly all of the attention.
 
     Raises:
@@ -91,7 +93,8 @@ def patch(
     if layout is None:
         raise ValueError(refusal(diffusion_model, type(model.model.model_config).__name__))
     check_conditioning("negative", negative, width, needs)
-    rule = layout.RULE if rule == AUTO else rule
+    if rule == AUTO:
+        rule, adaptive = layout.RULE, adaptive or layout.RULE == NASA
     chosen = frozenset(chosen_blocks(blocks, list(layout.blocks(diffusion_model))))
 
     model = model.clone()

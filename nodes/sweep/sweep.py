@@ -7,7 +7,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import VAE
 
 from ..guidance.kept import kept_for_clones
-from ..guidance.payload import patch
+from ..guidance.payload import AUTO, patch
 from ..sampling.one_step import sample
 
 
@@ -32,7 +32,7 @@ def sweep(
         ValueError: the model or the negative is unusable; before any sampling.
     """
     kept = kept_for_clones(model, negative)
-    models = [patch(sampled, negative, alpha, kept=kept, acting=acting) for alpha in (0.0, *alphas)]
+    models = [patch(sampled, negative, alpha, kept=kept, acting=acting, rule=AUTO) for alpha in (0.0, *alphas)]
     count = len(sigmas) - 1
     report = latent_preview.prepare_callback(sampled, count * len(models))
     latents = []

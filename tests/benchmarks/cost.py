@@ -11,7 +11,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from benchmarks import counting, report
-from benchmarks.networks import NETWORKS, build
+from benchmarks.networks import DEEP, NETWORKS, build
 from benchmarks.pictures import ALPHA, CFG_SCALE, VARIANTS, Pictures
 
 SETTINGS = {"alpha": ALPHA, "cfg_scale": CFG_SCALE, "sampler": "euler", "scheduler": "simple", "batch": 1}
@@ -27,6 +27,7 @@ class Case:
         timed: the variants whose time and memory are measured; none to count FLOPs alone.
         rule: of the patch.
         flops: the most that nasa may cost, over plain; None without a promise.
+        others: what it may cost of peak_bytes and seconds, where that is not as for all.
     """
 
     network: str
@@ -36,6 +37,7 @@ class Case:
     compiled: bool = False
     rule: str = "auto"
     flops: float | None = 1.019
+    others: tuple[tuple[str, float], ...] = ()
 
     @property
     def title(self) -> str:
@@ -54,8 +56,13 @@ CASES = [
     Case("sdxl", 1024, timed=VARIANTS if ON_GPU else ()),
     *([Case("sdxl", 1024, compiled=True)] if ON_GPU else []),
     Case("pixart"),
-    Case("pixart", tokens=(120, 120), timed=("plain", "nasa")),  # as long as they get
+    Case("pixart", tokens=(120, 120), timed=("plain", "nasa"), flops=1.04),  # as long as they get
     Case("pixart", 1024, timed=VARIANTS if ON_GPU else ()),
+    # The paper's plain rule, which does not weigh the prompt.
+    Case("sd15", timed=(), rule="nasa"),
+    Case("sdxl", 1024, timed=(), rule="nasa"),
+    Case("pixart", timed=(), rule="nasa"),
+    Case("pixart", tokens=(120, 120), timed=(), rule="nasa"),
     *(
         Case(network, 1024, (positive, negative), (), rule=rule, flops=most)
         for network, positive, bars in (
@@ -64,6 +71,10 @@ CASES = [
         )
         for negative, most in bars.items()
         for rule in ("difference", "nasa")
+    ),
+    *(
+        Case(f"{network}_deep", timed=("plain", "nasa"), flops=None, others=(("peak_bytes", 1.02), ("seconds", 1.10)))
+        for network in DEEP
     ),
 ]
 
@@ -88,7 +99,7 @@ def measure(case: Case, payload: ModuleType, model: ModelPatcher, rounds: int, s
     network = NETWORKS[case.network]
     tokens = case.tokens or network.tokens
     figures = {"title": case.title, "pixels": case.pixels, "tokens": tokens, "dtype": name_of(model.model_dtype())}
-    figures["most"] = {} if case.flops is None else {"flops": case.flops}
+    figures["most"] = dict(case.others) | ({} if case.flops is None else {"flops": case.flops})
     model = compiled(model) if case.compiled else model
 
     def pictures() -> Pictures:

@@ -64,7 +64,9 @@ def bars(results: list[dict]) -> list[dict]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--only", choices=["sd15", "sdxl", "pixart", "flux", "sd35_large"], help="measure this network alone"
+        "--only",
+        choices=["sd15", "sdxl", "pixart", "flux", "sd35_large", "flux_deep"],
+        help="measure this network alone",
     )
     parser.add_argument("--rounds", type=int, default=7, help="how often the four take turns (0: no times)")
     parser.add_argument("--threads", type=int, default=2, help="of the processor")

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import comfy.model_management
 import comfy.model_patcher
@@ -119,6 +119,17 @@ NETWORKS = {
         counted_only=True,
     ),
 }  # fmt: skip
+#: As deep as published but narrow, for time and memory: there what a block costs beside its products counts most.
+DEEP = {"flux": {"hidden_size": 384, "num_heads": 3}}
+NETWORKS |= {
+    f"{name}_deep": replace(
+        NETWORKS[name],
+        title=f"{NETWORKS[name].title}, narrow",
+        config=NETWORKS[name].config | narrow,
+        counted_only=False,
+    )
+    for name, narrow in DEEP.items()
+}
 
 
 def build(network: Network, dtype: torch.dtype, narrow: bool = False) -> comfy.model_patcher.ModelPatcher:

@@ -1,7 +1,7 @@
 """How each rule does on the demo model: `PYTHONPATH=tests python -P -m demo.rules CHECKPOINT`.
 
-Of the demo's pairs how often the unwanted thing is gone, what was asked for is kept, and both; and what a negative does
-that has nothing to do with the prompt: how often the picture still follows it, and how far it moves, in RGB levels (root
+Of the demo's pairs how often the unwanted thing is gone, what was asked for is kept, and both. Of a negative that has
+nothing to do with the prompt, how often the picture still follows the prompt, and how far it moves, in RGB levels (root
 of the mean square). The noises are not those of the demo. Texts are 77 tokens long, as CLIP pads them; besides, the
 negative without its padding (its words alone, as encoders give it that do not pad), and twice as long.
 """
@@ -17,7 +17,7 @@ from benchmarks.in_process import PACK, load_pack, start_comfyui
 FIRST_SEED = 20_000
 IRRELEVANT = [
     ("a red circle", "blue"), ("a green square", "red"), ("a blue triangle", "green"), ("a yellow cross", "blue"),
-    ("a red cross", "square"), ("a green circle", "cross"), ("a blue square", "triangle"), ("a yellow triangle", "circle"),
+    ("a red cross", "square"), ("a green circle", "cross"), ("a blue square", "circle"), ("a red triangle", "square"),
 ]  # fmt: skip
 RULES = {
     "nasa": (0.5, 0.75, 1.0, 1.3, 1.6), "nasa adaptive": (0.75, 1.0, 1.3, 1.6, 2.0, 2.5),

@@ -32,12 +32,21 @@ def randn(rng, *shape):
 
 def lora(model, rng):
     """Weight patches on keys, values and self-attention, as a LoRA's."""
+    return _lora(model, rng, ("attn2.to_k", "attn2.to_v", "attn1.to_q"), 0.3)
+
+
+def joint_lora(model, rng):
+    """Weight patches on the blocks of joint attention, text's half and picture's."""
+    return _lora(model, rng, (".qkv.", ".linear1.", ".to_q.", ".to_v.", "txt_in.", "context_embedder."), 0.1)
+
+
+def _lora(model, rng, names, size):
     model, file, keys = model.clone(), {}, {}
     for name, weight in model.model.state_dict().items():
-        if "attn2.to_k" in name or "attn2.to_v" in name or "attn1.to_q" in name:
+        if any(part in name for part in names) and weight.ndim == 2:
             keys[name] = name
-            file[f"{name}.lora_up.weight"] = randn(rng, weight.shape[0], 2) * 0.3
-            file[f"{name}.lora_down.weight"] = randn(rng, 2, weight.shape[1]) * 0.3
+            file[f"{name}.lora_up.weight"] = randn(rng, weight.shape[0], 2) * size
+            file[f"{name}.lora_down.weight"] = randn(rng, 2, weight.shape[1]) * size
     assert len(model.add_patches(comfy.lora.load_lora(file, keys), 1.0)) == len(keys) > 0
     return model
 
@@ -149,6 +158,17 @@ def function_wrapper(model, rng):
     return model
 
 
+def replaced_blocks(model, rng):
+    """Blocks wrapped by another pack, as caches and skippers do it."""
+    model = model.clone()
+    for kind in ("double_block", "single_block"):
+        for number in range(2):
+            if rng.random() < 0.7:
+                model.set_model_patch_replace(lambda args, more: more["original_block"](args), "dit", kind, number)
+    return model
+
+
+JOINT_COMPANIONS = [joint_lora, replaced_blocks, attention_override, function_wrapper]
 MODEL_COMPANIONS = [
     lora, merge, ip_adapter, negpip, attention_couple, free_u, hyper_tile, tome, perturbed_attention_guidance,
     self_attention_guidance, differential_diffusion, attention_override, function_wrapper,

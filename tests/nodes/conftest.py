@@ -66,6 +66,7 @@ def pack():
         "nodes": ".nodes",
         "schema": ".nodes.schema",
         "payload": ".nodes.guidance.payload",
+        "layouts": ".nodes.guidance.layouts",
         "unet": ".nodes.guidance.layouts.unet",
         "rules": ".nodes.guidance.rules",
         "attention": ".nodes.guidance.attention",

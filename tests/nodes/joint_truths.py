@@ -30,10 +30,12 @@ class Steer:
         alphas: of each, [batch, tokens of the picture or 1].
         rule, adaptive: as in rules.py.
         only: the names of the blocks that are steered; None for all.
+        norm_limit: as in rules.py.
     """
 
-    def __init__(self, contexts, alphas, rule, adaptive=False, only=None):
+    def __init__(self, contexts, alphas, rule, adaptive=False, only=None, norm_limit=0.0):
         self.contexts, self.alphas, self.rule, self.adaptive, self.only = contexts, alphas, rule, adaptive, only
+        self.norm_limit = norm_limit
 
     def z(self, place, q, prompt, image, negatives):
         """prompt, image and each of negatives: (k, v)."""
@@ -55,7 +57,11 @@ class Steer:
                 m = (total(q, kn) / (total(q, ki) + total(q, kp))).float()
                 subtracted = subtracted + alpha * m * attend(q, (kn, vn, 0))
                 mass = mass + alpha.clamp(max=1) * m
-        return z if self.rule != "vsf" else (z - subtracted) / mass
+        z = z if self.rule != "vsf" else (z - subtracted) / mass
+        if self.norm_limit and self.alphas:
+            ratio = z.abs().sum((1, 3), keepdim=True) / plain.abs().sum((1, 3), keepdim=True)
+            z = torch.where(ratio > self.norm_limit, z * self.norm_limit / ratio, z)
+        return z
 
 
 def rotated(x, ids, axes, theta=10000):

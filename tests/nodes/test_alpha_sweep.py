@@ -73,7 +73,7 @@ def test_it_shows_the_one_step_samplers_pictures_the_plain_one_first(pack, model
 
 
 def test_the_plain_picture_is_plain_on_a_steered_model_too(pack, model, text, vae, shown):
-    steered = pack.payload.patch(model, text(3), 1.5)
+    steered = pack.payload.patch(model, text(3), 1.5, rule="auto")
     (plain, _), _ = shown(model=steered, count=1)
     assert torch.equal(plain, pictures_of_the_sampler(pack, model, text, vae, [])[0])
 

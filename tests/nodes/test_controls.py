@@ -120,13 +120,18 @@ def test_the_node_passes_its_rule_on(pack, model, text, sample):
     assert inputs[-2:] == ["rule", "adaptive"] and inputs[:3] == ["model", "negative", "alpha"]
     before = node.execute(model, text(2), 0.5, 0.0, 1.0).args[0]
     by_default = node.execute(model, text(2), 0.5, 0.0, 1.0, rule="auto", adaptive=False).args[0]
+    adaptive = node.execute(model, text(2), 0.5, 0.0, 1.0, rule="nasa", adaptive=True).args[0]
+    papers = node.execute(model, text(2), 0.5, 0.0, 1.0, rule="nasa").args[0]
     difference = node.execute(model, text(2), 0.5, 0.0, 1.0, rule="difference").args[0]
     picture = sample(before, text(1))
     assert torch.equal(sample(by_default, text(1)), picture)
+    assert torch.equal(sample(adaptive, text(1)), picture)
+    assert torch.equal(sample(papers, text(1)), sample(pack.payload.patch(model, text(2), 0.5), text(1)))
+    assert not torch.allclose(sample(papers, text(1)), picture)
     assert not torch.allclose(sample(difference, text(1)), picture)
     assert next(input for input in node.define_schema().inputs if input.id == "alpha").max == pack.rules.LARGEST_ALPHA
     with pytest.raises(ValueError, match="There is no rule called nag: choose auto, nasa, difference, vsf"):
         pack.payload.patch(model, text(2), 0.5, rule="nag")
-    for options in ({"rule": "vsf"}, {"adaptive": True}):
+    for options in ({"rule": "vsf"}, {"rule": "difference", "adaptive": True}):
         steered = sample(node.execute(model, text(2), 0.5, 0.0, 1.0, **options).args[0], text(1))
         assert not torch.allclose(steered, picture), options

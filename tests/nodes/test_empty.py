@@ -133,7 +133,9 @@ def test_an_empty_prompt_switches_nasa_off(pack, model, text, sample, nasa, name
 @pytest.mark.parametrize("name", NOT_EMPTY)
 def test_what_is_not_known_to_be_empty_steers(pack, model, text, sample, nasa, name, dynamic):
     out = nasa(NOT_EMPTY[name], text(2), dynamic=dynamic)
-    assert torch.equal(sample(out.args[0], text(1)), sample(pack.payload.patch(model, text(2), 0.4), text(1)))
+    assert torch.equal(
+        sample(out.args[0], text(1)), sample(pack.payload.patch(model, text(2), 0.4, rule="auto"), text(1))
+    )
     assert out.ui is None
 
 
@@ -142,15 +144,17 @@ def test_the_empty_ones_of_several_are_left_out(pack, model, text, sample, nasa,
     names = ("conditioning_1", "conditioning_2") if kind == "ConditioningCombine" else ("cond", "cond_DEFAULT")
     chain = [node(kind, **{names[0]: ["1", 0], names[1]: ["2", 0]}), encode("red"), encode("")]
     out = nasa(chain, text(2) + text(3))
-    assert torch.equal(sample(out.args[0], text(1)), sample(pack.payload.patch(model, text(2), 0.4), text(1)))
+    assert torch.equal(
+        sample(out.args[0], text(1)), sample(pack.payload.patch(model, text(2), 0.4, rule="auto"), text(1))
+    )
     assert out.ui.as_dict()["text"] == ("1 of 2 negative prompts are empty and left out.",)
     out = nasa(chain, text(2) + text(3) + text(4))  # something added one that the graph does not tell of
-    all_of_them = pack.payload.patch(model, text(2) + text(3) + text(4), 0.4)
+    all_of_them = pack.payload.patch(model, text(2) + text(3) + text(4), 0.4, rule="auto")
     assert torch.equal(sample(out.args[0], text(1)), sample(all_of_them, text(1)))
 
 
 def test_a_cleared_box_takes_an_earlier_negative_of_the_name_away(pack, model, text, sample, nasa):
-    before = pack.payload.patch(model, text(5), 0.4)
+    before = pack.payload.patch(model, text(5), 0.4, rule="auto")
     execute = pack.nasa_patch.NASACrossAttentionPatch
     out = in_graph(execute, [encode("")], model=before, negative=text(2), alpha=0.4, start_percent=0.0, end_percent=1.0)
     assert torch.equal(sample(out.args[0], text(1)), sample(model, text(1)))
@@ -167,7 +171,9 @@ def test_a_zeroed_conditioning_does_nothing_and_says_so(pack, model, text, sampl
     assert torch.equal(sample(out.args[0], text(1)), sample(model, text(1)))
     assert out.ui.as_dict()["text"] == ("The negative prompt is zeroed out, so nothing is steered.",)
     out = pack.nasa_patch.NASACrossAttentionPatch.execute(model, text(2) + zeroed(text(3)), 0.4, 0.0, 1.0)
-    assert torch.equal(sample(out.args[0], text(1)), sample(pack.payload.patch(model, text(2), 0.4), text(1)))
+    assert torch.equal(
+        sample(out.args[0], text(1)), sample(pack.payload.patch(model, text(2), 0.4, rule="auto"), text(1))
+    )
 
 
 @pytest.mark.parametrize("kind", ["empty", "zeroed"])

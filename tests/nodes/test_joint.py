@@ -9,7 +9,6 @@ import comfy.model_management
 import comfy.samplers
 import pytest
 import torch
-from comfy_api.torch_helpers import set_torch_compile_wrapper
 from families import ALL, JOINT, build, conditioning, sample
 from joint_truths import NETWORKS, Steer, by_hand
 
@@ -493,39 +492,3 @@ def test_blocks_that_are_called_without_options(pack, model, name):
     for handle in handles:
         handle.remove()
     assert not torch.equal(expected, sample(name, model, positive))
-
-
-@pytest.mark.parametrize(
-    "name, rule, adaptive", [("Flux schnell", "difference", True), ("SD 3.5 medium", "nasa", False)]
-)
-def test_on_off_and_alpha_on_one_compiled_network(pack, model, name, rule, adaptive):
-    """Without guards on transformer_options, as newer cores compile; no graph more for another alpha or prompt."""
-    positive, graphs = conditioning(name, 1), []
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    def no_guard_on_options(guards):
-        return ["transformer_options" not in guard.name for guard in guards]
-
-    def compiled(model):
-        model = model.clone()
-        set_torch_compile_wrapper(model, backend=backend, options={"guard_filter_fn": no_guard_on_options})
-        return model
-
-    def check(alpha, seed=2):
-        patched = pack.payload.patch(model, conditioning(name, seed, tokens=9), alpha, rule=rule, adaptive=adaptive)
-        assert error(sample(name, compiled(patched), positive), sample(name, patched, positive)) < BAR
-        return len(graphs)
-
-    torch._dynamo.reset()
-    try:
-        off = check(0.0)
-        on = check(0.5)
-        assert on > off > 0
-        assert check(0.9) == check(0.9, seed=3) == on
-        again = check(0.0)
-        assert check(0.7) == check(0.0) == again == on
-    finally:
-        torch._dynamo.reset()

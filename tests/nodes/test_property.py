@@ -1,23 +1,29 @@
-"""200 drawn graphs: NASA among other patches in random order, against the formula applied by hooks on the raw layers.
+"""Drawn graphs: NASA among other patches in random order, against the formula applied by hand.
 
-The weights are random: this shows that every layer of every row computes the formula, nothing about pictures.
+200 of a UNet, by hooks on the raw layers, and 200 of joint attention, by networks written out. The weights are random:
+this shows that every layer of every row computes the formula, nothing about pictures.
 """
 
 import random
 from collections import Counter
 from contextlib import ExitStack, contextmanager
+from functools import cache
+from types import MethodType
 
 import comfy.model_patcher
 import comfy.samplers
 import comfy_extras.nodes_custom_sampler as guiders
 import comfy_extras.nodes_perpneg as perpneg
 import companions
+import joint_truths
 import pytest
 import torch
+from families import JOINT, build, conditioning
+from joint_truths import NETWORKS, Steer
 
 GRAPHS = 200
 PARTS = 10
-drawn = Counter()
+drawn, drawn_joint = Counter(), Counter()
 
 
 @contextmanager
@@ -177,6 +183,7 @@ def draw(rng, model, controls):
         "guider": guider,
         "texts": [text(rng.choice((77, 77, 154))) for _ in range(3)],
         "on conds": rng.choice((None, None, *controls)),
+        "latent": (4, 8, 8),
         "batch": rng.randint(1, 3),
         "steps": rng.choice((1, 2)),
         "kept": rng.random() < 0.5,
@@ -191,7 +198,8 @@ def assemble(graph, model, patch, controls):
             model = patch(model, step)
         else:
             model = step(model, random.Random(f"{graph['seed']} {number}"))
-    texts = [[[text, {"pooled_output": torch.zeros(1, 8)}]] for text in graph["texts"]]
+    texts = [list(text) if isinstance(text, list) else [[text, {"pooled_output": torch.zeros(1, 8)}]]
+             for text in graph["texts"]]  # fmt: skip
     if graph["on conds"]:
         texts[0] = controls[graph["on conds"]](texts[0], random.Random(graph["seed"]))
     positive, negative, middle = texts
@@ -210,7 +218,7 @@ def assemble(graph, model, patch, controls):
 
 
 def run(graph, guider):
-    noise = torch.randn(graph["batch"], 4, 8, 8, generator=torch.Generator().manual_seed(7))
+    noise = torch.randn(graph["batch"], *graph["latent"], generator=torch.Generator().manual_seed(7))
     sampling = guider.model_patcher.get_model_object("model_sampling")
     sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", graph["steps"])
     mask = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(8))
@@ -279,7 +287,7 @@ def sample_plain(model):
     """ComfyUI takes a LoRA's weights out when the unpatched model runs."""
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds([[torch.zeros(1, 77, 24), {}]], [])
-    run({"batch": 1, "steps": 1, "seed": 1, "order": []}, guider)
+    run({"latent": (4, 8, 8), "batch": 1, "steps": 1, "seed": 1, "order": []}, guider)
 
 
 def test_everything_was_drawn():
@@ -290,3 +298,157 @@ def test_everything_was_drawn():
     names |= {"control_net", "t2i_adapter", "gligen"}
     assert all(drawn[name] >= 3 for name in names), drawn
     assert drawn["acted"] > 0.8 * GRAPHS and drawn["acted"] + drawn["out of range"] == GRAPHS
+
+
+#: How many graphs of each; FLUX.2's texts are long.
+JOINT_GRAPHS = {
+    "Flux": 40, "Flux schnell": 30, "Flux 2": 10, "SD 3": 30, "SD 3.5 large": 30, "SD 3.5 medium": 30, "OmniGen 2": 30,
+}  # fmt: skip
+
+
+@cache
+def built(name):
+    return build(name)
+
+
+def draw_joint(rng, name):
+    """One graph of joint attention as plain data; its uses of NASA share rule, blocks and norm_limit."""
+    height, width = JOINT[name].latent[-2:]
+
+    def window():
+        return rng.choice([(0.0, 1.0)] * 3 + [(0.0, 0.3), (0.3, 1.0)])
+
+    def text(tokens):
+        return conditioning(name, rng.randrange(2**31), tokens=tokens)
+
+    def place():
+        """A mask or an area, and the same over latents."""
+        drawn, map = rng.choice(("nowhere", "nowhere", "mask", "area")), torch.zeros(height, width)
+        if drawn == "area" and height % 2 == 0:
+            map[height // 2 :] = 1.0
+            return {"area": ("percentage", 0.5, 1.0, 0.5, 0.0), "strength": 1.0}, map
+        if drawn == "mask":
+            map[rng.randint(0, 2) : rng.randint(3, height), rng.randint(0, 2) : rng.randint(3, width)] = 1.0
+            strength = rng.choice((0.5, 1.0))
+            return {"mask": map[None], "mask_strength": strength, "set_area_to_bounds": False}, strength * map
+        return {}, torch.ones(height, width)
+
+    def use():
+        negatives = []
+        for _ in range(rng.choice((1, 1, 2, 3))):
+            ((context, options),), (where, map), (start, end) = text(rng.choice((1, 5, 9, 14))), place(), window()
+            options = options | where | {"start_percent": start, "end_percent": end}
+            negatives.append((context, options, map, start, end))
+        start, end = window()
+        return {"negatives": negatives, "alpha": rng.choice((0.0, 0.3, 0.8, 1.5)), "start": start, "end": end}
+
+    uses = [use() for _ in range(rng.choice((1, 1, 2)))]
+    order = [*rng.sample(companions.JOINT_COMPANIONS, rng.randint(0, 4)), *range(len(uses))]
+    rng.shuffle(order)
+    return {
+        "order": order,
+        "uses": uses,
+        "rule": rng.choice(("nasa", "difference", "vsf")),
+        "adaptive": rng.random() < 0.5,
+        "last blocks": rng.random() < 0.3,
+        "norm_limit": rng.choice((0.0, 0.0, 1.2)),
+        "guider": rng.choice(("cfg 1", "cfg", "cfg", "basic", "dual", "dual nested", "perp")),
+        "texts": [text(12), text(rng.choice((12, 12, 7))), text(12)],
+        "on conds": None,
+        "latent": JOINT[name].latent,
+        "batch": rng.randint(1, 2),
+        "steps": rng.choice((1, 2)),
+        "seed": rng.randrange(2**31),
+    }
+
+
+@contextmanager
+def joint_truth(name, model, graph, only, positives, monkeypatch):
+    """The network written out, with the uses that act in each call, for its rows of positives."""
+    network, written = model.model.diffusion_model, NETWORKS[JOINT[name].layout]
+    sampling, attend = model.get_model_object("model_sampling"), joint_truths.attend
+
+    def over_tokens(map):
+        size = network.patch_size
+        pad = 0, -map.shape[1] % size, 0, -map.shape[0] % size
+        map = torch.nn.functional.pad(map[None, None], pad, mode="replicate")
+        return torch.nn.functional.avg_pool2d(map, size).flatten()
+
+    def forward(network, x, timestep, context, **kwargs):
+        options = kwargs["transformer_options"]
+        sigma, rows = float(options["sigmas"][0]), len(x) // len(options["uuids"])
+        alive = torch.tensor([uuid in positives for uuid in options["uuids"] for _ in range(rows)])
+
+        def within(start, end):
+            return sampling.percent_to_sigma(start) >= sigma >= sampling.percent_to_sigma(end)
+
+        contexts, alphas = [], []
+        for use in graph["uses"]:
+            acting = [n for n in use["negatives"] if within(max(n[3], use["start"]), min(n[4], use["end"]))]
+            total = sum(n[2] for n in acting).clamp(min=1) if acting else 1
+            for negative_context, _, map, *_ in acting if use["alpha"] else ():
+                contexts.append(negative_context)
+                alphas.append(use["alpha"] * alive[:, None] * over_tokens(map / total))
+        steer = Steer(contexts, alphas, graph["rule"], graph["adaptive"], only, graph["norm_limit"])
+        return written(network, steer, x, timestep, context, **kwargs)
+
+    network.forward = MethodType(forward, network)
+    monkeypatch.setattr(joint_truths, "attend", lambda *args: attend(*args) * override(model))
+    try:
+        yield
+    finally:
+        monkeypatch.setattr(joint_truths, "attend", attend)
+        del network.forward
+
+
+@pytest.mark.parametrize("name", JOINT_GRAPHS)
+def test_drawn_graphs_of_joint_attention(pack, name, monkeypatch):
+    model = built(name)
+    weights = {key: value.clone() for key, value in model.model.state_dict().items()}
+    for number in range(JOINT_GRAPHS[name]):
+        graph = draw_joint(random.Random(f"{name} {number}"), name)
+        blocks = [
+            key for key in pack.layouts.find_layout(model.model.diffusion_model).blocks(model.model.diffusion_model)
+        ]
+        only = blocks[-1:] if graph["last blocks"] else blocks
+
+        def nasa(model, number, graph=graph, only=only):
+            use = graph["uses"][number]
+            negative = [[context, options] for context, options, *_ in use["negatives"]]
+            window = use["start"], use["end"]
+            return pack.payload.patch(
+                model, negative, use["alpha"], *window, ", ".join(only), graph["norm_limit"], f"use {number}",
+                rule=graph["rule"], adaptive=graph["adaptive"],
+            )  # fmt: skip
+
+        def without(model, number):
+            return model.clone()
+
+        guider = assemble(graph, model, without, {})
+        positives = {cond["uuid"] for cond in guider.original_conds["positive"]}
+        plain = run(graph, guider)
+        with joint_truth(name, guider.model_patcher, graph, only, positives, monkeypatch):
+            expected = run(graph, guider)
+        steered = assemble(graph, model, nasa, {})
+        for _ in range(2):  # the second picture finds what is kept
+            result = run(graph, steered)
+            error = (result - expected).abs().max() / expected.abs().max()
+            assert error < 5e-5, (number, float(error), graph)
+        drawn_joint.update(getattr(step, "__name__", "nasa") for step in graph["order"])
+        drawn_joint.update([graph["guider"], "acted" if (result - plain).abs().max() > 1e-3 else "left alone"])
+        if not any(use["alpha"] for use in graph["uses"]):
+            assert torch.equal(result, plain)
+            drawn_joint.update(["alpha 0"])
+    assert torch.equal(run(graph, assemble(graph, model, without, {})), plain)
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(graph["texts"][0], [])
+    run(graph | {"order": []}, guider)  # takes a LoRA's weights out
+    assert all(torch.equal(value, weights[key]) for key, value in model.model.state_dict().items())
+
+
+def test_everything_of_joint_attention_was_drawn():
+    if drawn_joint.total() == 0:
+        pytest.skip("the graphs were not drawn in this run")
+    names = {step.__name__ for step in companions.JOINT_COMPANIONS} | {"cfg", "basic", "dual", "dual nested", "perp"}
+    assert all(drawn_joint[name] >= 3 for name in {*names, "alpha 0"}), drawn_joint
+    assert drawn_joint["acted"] > 0.6 * (drawn_joint["acted"] + drawn_joint["left alone"]), drawn_joint

@@ -64,9 +64,23 @@ LAYOUTS = {
     "comfy.ldm.hidream.model.HiDreamImageTransformer2DModel": "hidream",
     "comfy.ldm.pixeldit.model.PixDiT_T2I": "pixeldit",
     "comfy.ldm.minimax.model.MiniMaxH3Model": "minimax_h3",
+    "comfy.ldm.krea2.model.SingleStreamDiT": "krea2",
+}
+_CASCADE = (
+    "Stable Cascade",
+    "where the prompt lies among the picture's own keys",
+    "use the negative of a KSampler at a CFG above 1, or another model",
+)
+_OF_PICTURES = ("which is given pictures and no prompt", "remove the NASA patch")
+_FINDS = ("which makes no pictures", "remove the NASA patch")
+#: Classes of which NASA finds no text to steer: what users call the family, why, and what to do instead.
+REFUSED = {
     "comfy.ldm.cascade.stage_c.StageC": _CASCADE,
     "comfy.ldm.cascade.stage_b.StageB": _CASCADE,
     "comfy.ldm.seedvr.model.NaDiT": ("SeedVR2", "whose prompt is always the same", "remove the NASA patch"),
+    "comfy.ldm.minimax_music.dit.MiniMaxMusic3DiT": (
+        "MiniMax Music", "whose prompt has become sound before it is sampled", "remove the NASA patch"
+    ),
     "comfy.ldm.hunyuan3d.model.Hunyuan3Dv2": ("Hunyuan3D 2", *_OF_PICTURES),
     "comfy.ldm.hunyuan3dv2_1.hunyuandit.HunYuanDiTPlain": ("Hunyuan3D 2.1", *_OF_PICTURES),
     "comfy.ldm.trellis2.model.Trellis2": ("Trellis 2", *_OF_PICTURES),
@@ -74,9 +88,8 @@ LAYOUTS = {
     "comfy.ldm.depth_anything_3.model.DepthAnything3Net": ("Depth Anything 3", *_FINDS),
     "comfy.ldm.rt_detr.rtdetr_v4.RTv4": ("RT-DETR", *_FINDS),
     "comfy.ldm.sam3.detector.SAM3Model": ("SAM 3", *_FINDS),
-    "comfy.ldm.krea2.model.SingleStreamDiT": "krea2",
-}
-#: What users call the models of these classes.
+}  # fmt: skip
+#: What users call the models of the classes in LAYOUTS.
 MODELS = (
     "SD 1.x", "SD 2.x", "SDXL", "SD 3", "Flux", "LongCat", "Ovis-Image", "OmniGen 2", "PixArt", "HunyuanDiT",
     "LTX-Video", "LTX-2", "Wan", "Cosmos", "Cosmos-Predict2", "Anima", "Kandinsky 5", "ACE-Step", "Stable Audio",
