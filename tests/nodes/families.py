@@ -5,10 +5,11 @@ Random weights prove wiring, not quality. `build` makes the model, `conditioning
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import SimpleNamespace
 
 import comfy.ldm.chroma.model
+import comfy.ldm.chroma_radiance.model
 import comfy.ldm.flux.model
 import comfy.ldm.hunyuan_video.model
 import comfy.ldm.wan.model
@@ -175,6 +176,13 @@ def _place(network):
     network.pos_embed.copy_(torch.randn(network.pos_embed.shape, generator=torch.Generator().manual_seed(1)))
 
 
+def _scale(network):
+    """The weights of norms, which in ComfyUI 0.3.75 are called scale: near 1, or little of the text comes through."""
+    for name, parameter in network.named_parameters():
+        if name.endswith(".scale"):
+            parameter.data += 1.0
+
+
 def _unet(config, layers, unet, **more):
     return Family(config, unet, (4, 8, 8), "unet", layers, **{"options": _pooled, **more})
 
@@ -284,6 +292,11 @@ def _with_pooled(tokens, random):
     return {"pooled_output": random(1, 20)}
 
 
+def _without_pooled(tokens, random):
+    """As encoders without CLIP hand over, for ComfyUI 0.3.75 asks."""
+    return {"pooled_output": None}
+
+
 def _counted(tokens, random):
     """A mask without padding, whose sum OmniGen 2 takes for the number of tokens."""
     return {"attention_mask": torch.ones(1, tokens, dtype=torch.long)}
@@ -298,6 +311,16 @@ FLUX2 = {
     **FLUX, "image_model": "flux2", "global_modulation": True, "mlp_silu_act": True, "qkv_bias": False,
     "ops_bias": False, "vec_in_dim": None, "patch_size": 1, "axes_dim": [6, 6, 6, 6], "txt_ids_dims": [3],
     "in_channels": 128, "out_channels": 128,
+}  # fmt: skip
+CHROMA = {
+    **FLUX, "image_model": "chroma", "in_dim": 64, "out_dim": 48, "hidden_dim": 32, "n_layers": 1,
+    "in_channels": 64, "out_channels": 64, "vec_in_dim": None,
+}  # fmt: skip
+RADIANCE = {
+    **CHROMA, "image_model": "chroma_radiance", "in_channels": 3, "out_channels": 3, "patch_size": 4,
+    "nerf_hidden_size": 16, "nerf_mlp_ratio": 2, "nerf_depth": 3, "nerf_max_freqs": 2, "nerf_tile_size": 0,
+    "nerf_final_head_type": "conv", "nerf_embedder_dtype": torch.float32, "use_x0": False,
+    "use_sequential_txt_ids": True,
 }  # fmt: skip
 OMNIGEN2 = {
     "image_model": "omnigen2", "hidden_size": 48, "num_layers": 2, "num_refiner_layers": 1, "num_attention_heads": 2,
@@ -341,6 +364,8 @@ JOINT = {
         "flux",
         4,
     ),
+    "Chroma": Family("Chroma", CHROMA, (16, 6, 7), "chroma", 4, _without_pooled),
+    "Chroma Radiance": Family("ChromaRadiance", RADIANCE, (3, 14, 12), "chroma", 4, _without_pooled, settled=_scale),
     "OmniGen 2": Family("Omnigen2", OMNIGEN2, (16, 6, 7), "omnigen2", 2, _counted),
     "SD 3": Family("SD3", SD3, (16, 6, 8), "sd3", 2, _with_pooled, settled=_place),
     "SD 3.5 large": Family(
@@ -376,11 +401,13 @@ def _accepted(unet):
         "flux": comfy.ldm.flux.model.FluxParams,
         "flux2": comfy.ldm.flux.model.FluxParams,
         "chroma": comfy.ldm.chroma.model.ChromaParams,
+        "chroma_radiance": comfy.ldm.chroma_radiance.model.ChromaRadianceParams,
         "hunyuan_video": comfy.ldm.hunyuan_video.model.HunyuanVideoParams,
     }.get(unet.get("image_model"))
     if parameters is None:
         return unet
-    return {key: unet[key] for key in unet if key in {*parameters.__annotations__, "image_model"}}
+    known = {"image_model", *(field.name for field in fields(parameters))}
+    return {key: unet[key] for key in unet if key in known}
 
 
 def make_patcher(config, unet):

@@ -88,6 +88,68 @@ def merged(z):
     return z.transpose(1, 2).flatten(2)
 
 
+def normed(x):
+    return torch.nn.functional.layer_norm(x, x.shape[-1:], eps=1e-6)
+
+
+def flux_blocks(network, steer, image, ids, picture, texts, text_ids, mods):
+    """The picture's tokens after Flux's blocks.
+
+    Args:
+        image: [batch, tokens, width], with its ids [tokens, axes]; picture: the slice of it that is steered.
+        texts: the prompt and the negatives, each [batch, tokens, width]; text_ids(text) are their ids.
+        mods: (name of a block) -> its modulations: two of the image and two of the text, or one of the image and one
+            of the text.
+    """
+    axes, theta = network.params.axes_dim, network.params.theta
+
+    def qkv(linear, norm, x, ids):
+        q, k, v = linear(x).unflatten(-1, (3, network.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k = (part / (part.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight_of(weight)
+                for part, weight in ((q, norm.query_norm), (k, norm.key_norm)))  # fmt: skip
+        return *(rotated(part, ids, axes, theta) for part in (q, k)), v
+
+    def z_of(place, image_qkv, texts_qkv):
+        (qi, ki, vi), (prompt, *negatives) = image_qkv, texts_qkv
+        own = [merged(attend(q, (k, v, 0), (ki, vi, 0))) for q, k, v in texts_qkv]
+        z = attend(qi, (*prompt[1:], 0), (ki, vi, 0))
+        z[:, :, picture] = steer.z(place, qi[:, :, picture], prompt[1:], (ki, vi), [part[1:] for part in negatives])
+        return merged(z), own
+
+    for number, block in enumerate(network.double_blocks):
+        i1, i2, t1, t2 = mods(f"double{number}")
+        into = normed(image) * (1 + i1.scale) + i1.shift
+        image_qkv = qkv(block.img_attn.qkv, block.img_attn.norm, into, ids)
+        texts_qkv = [
+            qkv(block.txt_attn.qkv, block.txt_attn.norm, normed(text) * (1 + t1.scale) + t1.shift, text_ids(text))
+            for text in texts
+        ]
+        z, own = z_of(f"double{number}", image_qkv, texts_qkv)
+        image = image + i1.gate * block.img_attn.proj(z)
+        image = image + i2.gate * block.img_mlp(normed(image) * (1 + i2.scale) + i2.shift)
+        texts = [text + t1.gate * block.txt_attn.proj(z) for text, z in zip(texts, own, strict=True)]
+        texts = [text + t2.gate * block.txt_mlp(normed(text) * (1 + t2.scale) + t2.shift) for text in texts]
+    for number, block in enumerate(network.single_blocks):
+        of_image, of_text = mods(f"single{number}")
+        part_mods = [of_image] + [of_text] * len(texts)
+        width = 3 * network.hidden_size
+        into = [
+            block.linear1(normed(part) * (1 + mod.scale) + mod.shift)
+            for part, mod in zip((image, *texts), part_mods, strict=True)
+        ]
+        pairs = [qkv(lambda x: x, block.norm, part[..., :width], place) for part, place in
+                 zip(into, [ids, *map(text_ids, texts)], strict=True)]  # fmt: skip
+        z, own = z_of(f"single{number}", pairs[0], pairs[1:])
+        out = [
+            block.linear2(torch.cat([z, block.mlp_act(part[..., width:])], dim=-1))
+            for z, part in zip((z, *own), into, strict=True)
+        ]
+        image, *texts = (
+            part + mod.gate * more for part, mod, more in zip((image, *texts), part_mods, out, strict=True)
+        )
+    return image[:, picture]
+
+
 def flux(network, steer, x, timestep, context, y=None, guidance=None, ref_latents=(), transformer_options=None, **_):
     from comfy.ldm.flux.layers import timestep_embedding
 
@@ -123,56 +185,67 @@ def flux(network, steer, x, timestep, context, y=None, guidance=None, ref_latent
             ids[:, axis] = torch.arange(text.shape[1])
         return ids
 
-    def qkv(attention, x, ids):
-        q, k, v = attention_in(attention, x)
-        q, k = (rotated(part, ids, params.axes_dim) for part in (q, k))
-        return q, k, v
+    def mods(place):
+        if not params.global_modulation:
+            return own_mods(network, place, vector)
+        if place.startswith("double"):
+            return *network.double_stream_modulation_img(vector), *network.double_stream_modulation_txt(vector)
+        return [network.single_stream_modulation(vector)[0]] * 2
 
-    def attention_in(qkv_norm, x):
-        linear, norm = qkv_norm
-        q, k, v = linear(x).unflatten(-1, (3, network.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k = (part / (part.square().mean(-1, keepdim=True) + 1e-6).sqrt() * scale
-                for part, scale in ((q, weight_of(norm.query_norm)), (k, weight_of(norm.key_norm))))  # fmt: skip
-        return q, k, v
+    image = flux_blocks(network, steer, image, ids, slice(0, count), texts, text_ids, mods)
+    return unpatchified(network.final_layer(image, vector), network.patch_size, grid, x.shape)
 
-    def z_of(place, image_qkv, texts_qkv):
-        (qi, ki, vi), (prompt, *negatives) = image_qkv, texts_qkv
-        own = [merged(attend(q, (k, v, 0), (ki, vi, 0))) for q, k, v in texts_qkv]
-        z = steer.z(place, qi[:, :, :count], prompt[1:], (ki, vi), [part[1:] for part in negatives])
-        references = attend(qi[:, :, count:], (*prompt[1:], 0), (ki, vi, 0))
-        return merged(torch.cat([z, references], dim=2)), own
 
-    def normed(x):
-        return torch.nn.functional.layer_norm(x, x.shape[-1:], eps=1e-6)
+def own_mods(network, place, vector):
+    """Of a block that computes them."""
+    part, number = place[:6], int(place[6:])
+    block = getattr(network, f"{part}_blocks")[number]
+    if part == "single":
+        return [block.modulation(vector)[0]] * 2
+    return *block.img_mod(vector), *block.txt_mod(vector)
 
-    if params.global_modulation:
-        double = network.double_stream_modulation_img(vector), network.double_stream_modulation_txt(vector)
-        single = network.single_stream_modulation(vector)[0]
-    for number, block in enumerate(network.double_blocks):
-        (i1, i2), (t1, t2) = double if params.global_modulation else (block.img_mod(vector), block.txt_mod(vector))
-        image_qkv = qkv((block.img_attn.qkv, block.img_attn.norm), normed(image) * (1 + i1.scale) + i1.shift, ids)
-        texts_qkv = [
-            qkv((block.txt_attn.qkv, block.txt_attn.norm), normed(text) * (1 + t1.scale) + t1.shift, text_ids(text))
-            for text in texts
-        ]
-        z, own = z_of(f"double{number}", image_qkv, texts_qkv)
-        image = image + i1.gate * block.img_attn.proj(z)
-        image = image + i2.gate * block.img_mlp(normed(image) * (1 + i2.scale) + i2.shift)
-        texts = [text + t1.gate * block.txt_attn.proj(z) for text, z in zip(texts, own, strict=True)]
-        texts = [text + t2.gate * block.txt_mlp(normed(text) * (1 + t2.scale) + t2.shift) for text in texts]
-    for number, block in enumerate(network.single_blocks):
-        mod = single if params.global_modulation else block.modulation(vector)[0]
-        width = 3 * network.hidden_size
-        into = [block.linear1(normed(part) * (1 + mod.scale) + mod.shift) for part in (image, *texts)]
-        pairs = [qkv((lambda x: x, block.norm), part[..., :width], place) for part, place in
-                 zip(into, [ids, *map(text_ids, texts)], strict=True)]  # fmt: skip
-        z, own = z_of(f"single{number}", pairs[0], pairs[1:])
-        out = [
-            block.linear2(torch.cat([z, block.mlp_act(part[..., width:])], dim=-1))
-            for z, part in zip((z, *own), into, strict=True)
-        ]
-        image, *texts = (part + mod.gate * more for part, more in zip((image, *texts), out, strict=True))
-    return unpatchified(network.final_layer(image[:, :count], vector), network.patch_size, grid, x.shape)
+
+def chroma(network, steer, x, timestep, context, guidance=None, attention_mask=None, transformer_options=None, **_):
+    from comfy.ldm.flux.layers import ModulationOut, timestep_embedding
+
+    params = network.params
+    image, places, grid = patchified(x, network.patch_size)
+    count = image.shape[1]
+    asked = torch.cat([timestep_embedding(timestep, 16), timestep_embedding(guidance, 16).expand(len(x), -1)], dim=1)
+    rows = timestep_embedding(torch.arange(344), 32).expand(len(x), -1, -1)
+    table = network.distilled_guidance_layer(torch.cat([asked[:, None].expand(-1, 344, -1), rows], dim=2))
+
+    def mods(place):
+        """Three rows of the table each: all single blocks, then the image's of all double ones, then the text's."""
+        part, number = place[:6], int(place[6:])
+        if part == "single":
+            first = [3 * number] * 2
+        else:
+            image, text = (3 * params.depth_single_blocks + 6 * (part * params.depth + number) for part in (0, 1))
+            first = [image, image + 3, text, text + 3]
+        return [ModulationOut(*(table[:, row + n, None] for n in range(3))) for row in first]
+
+    def text_ids(text):
+        ids = torch.zeros(text.shape[1], 3)
+        if getattr(params, "use_sequential_txt_ids", False):
+            ids[:, 0] = torch.arange(text.shape[1])
+        return ids
+
+    if hasattr(network, "img_in_patch"):  # Radiance, which hands a picture of whole patches on to its last layers
+        pixels = unpatchified(
+            image, network.patch_size, grid, [grid[0] * network.patch_size, grid[1] * network.patch_size]
+        )
+        image = network.img_in(pixels)
+    else:
+        image = network.img_in(image)
+    texts = [network.txt_in(text.expand(len(x), -1, -1)) for text in (context, *steer.contexts)]
+    ids = torch.nn.functional.pad(places, (1, 0)).float()
+    image = flux_blocks(network, steer, image, ids, slice(0, count), texts, text_ids, mods)
+    if hasattr(network, "img_in_patch"):
+        return network.forward_nerf(pixels, image, params)[..., : x.shape[-2], : x.shape[-1]]
+    shift, scale = table[:, -2, None], table[:, -1, None]
+    image = network.final_layer.linear(normed(image) * (1 + scale) + shift)
+    return unpatchified(image, network.patch_size, grid, x.shape)
 
 
 def weight_of(norm):
@@ -288,7 +361,7 @@ def omnigen2(network, steer, x, timestep, context, ref_latents=(), **_):
     return -unpatchified(tokens, size, grid, x.shape)
 
 
-NETWORKS = {"flux": flux, "sd3": sd3, "omnigen2": omnigen2}
+NETWORKS = {"flux": flux, "chroma": chroma, "sd3": sd3, "omnigen2": omnigen2}
 
 
 @contextmanager

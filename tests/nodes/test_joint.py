@@ -181,7 +181,9 @@ def test_cfg_steers_the_positive_alone_in_one_call(pack, model, name, rule, monk
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("name", ["Flux", "Flux schnell", "Flux 2", "OmniGen 2", "SD 3.5 medium"])
+@pytest.mark.parametrize(
+    "name", ["Flux", "Flux schnell", "Flux 2", "OmniGen 2", "SD 3.5 medium", "Chroma", "Chroma Radiance"]
+)
 def test_masked_negative(pack, model, name, rule):
     """The left half of the picture."""
     positive, (height, width) = conditioning(name, 1), ALL[name].latent[-2:]
@@ -189,7 +191,7 @@ def test_masked_negative(pack, model, name, rule):
     half[..., : 8 * (width // 4 * 2)] = 1.0
     options = {"mask": half, "mask_strength": 1.0, "set_area_to_bounds": False}
     negative = conditioning(name, 2, tokens=9, **options)
-    patch = 1 if name == "Flux 2" else 2
+    patch = ALL[name].unet.get("patch_size", 2)
     map = torch.nn.functional.pad(half[:, ::8, ::8], (0, -width % patch, 0, -height % patch), mode="replicate")
     map = torch.nn.functional.avg_pool2d(map[None], patch).flatten()
     with by_hand(name, model, Steer([negative[0][0]], [0.6 * map.expand(2, -1)], rule)):
@@ -288,6 +290,41 @@ def test_reference_pictures_are_not_steered(pack, model, name, rule):
         expected = sample(name, model, positive)
     assert error(sample(name, pack.payload.patch(model, negative, 0.6, rule=rule), positive), expected) < BAR
     assert not torch.equal(sample(name, model, positive), sample(name, model, conditioning(name, 1)))
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", ["Flux", "Chroma"])
+def test_a_mask_of_the_prompt_does_not_hide_the_negative(pack, model, name, rule):
+    """As Redux sets it: a weight for some tokens of the prompt, here for two that nothing sees."""
+    positive, negative = conditioning(name, 1), conditioning(name, 2, tokens=9)
+    ((embedding, options),) = positive
+    mask = torch.zeros(1, 24, 24)
+    mask[..., 10:12] = -torch.inf
+    masked = [[embedding, {**options, "attention_mask": mask, "attention_mask_img_shape": (3, 4)}]]
+    seen = [[embedding[:, :10], options]]
+    patched = pack.payload.patch(model, negative, 0.6, rule=rule)
+    steered = sample(name, patched, masked)
+    assert error(steered, sample(name, patched, seen)) < BAR
+    assert error(steered, sample(name, model, masked)) > 100 * BAR
+
+
+def test_text_that_an_option_of_radiance_counts(pack):
+    """Chroma Radiance Options changes where the prompt's tokens are, and the negative's."""
+    name = "Chroma Radiance"
+    model, positive = built(name), conditioning(name, 1)
+    plain = sample(name, model, positive)
+    if not hasattr(model.model.diffusion_model.params, "use_sequential_txt_ids"):
+        pytest.skip("this ComfyUI has no such option")
+    options = {
+        **model.model_options["transformer_options"],
+        "chroma_radiance_options": {"use_sequential_txt_ids": False},
+    }
+    model = model.clone()
+    model.model_options["transformer_options"] = options
+    uncounted = sample(name, model, positive)
+    assert error(uncounted, plain) > 100 * BAR
+    patched = pack.payload.patch(model, positive, 1.0, rule="difference")
+    assert error(sample(name, patched, positive), uncounted) < BAR
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,6 @@ NO_ATTENTION = {
 REFUSED = {
     "AuraFlow": ("AuraFlow", {"dim": 32, "n_layers": 2, "n_double_layers": 1, "n_heads": 2, "global_conddim": 32,
                               "cond_seq_dim": 24, "max_seq": 64}),
-    "Chroma": ("Chroma", {**FLUX, "image_model": "chroma", "in_dim": 8, "out_dim": 64, "hidden_dim": 16,
-                          "n_layers": 1}),
     "Mochi": ("GenmoMochi", {"image_model": "mochi_preview", "depth": 1, "hidden_size_x": 3072, "hidden_size_y": 1536,
                              "mlp_ratio_x": 4.0, "num_heads": 24, "in_channels": 12, "use_t5": True,
                              "qk_norm": True, "qkv_bias": False}),  # asserts its width

@@ -46,12 +46,13 @@ LAYOUTS = {
     "comfy.ldm.omnigen.omnigen2.OmniGen2Transformer2DModel": "omnigen2",
     "comfy.ldm.kandinsky5.model.Kandinsky5": "kandinsky",
     "comfy.ldm.flux.model.Flux": "flux",
+    "comfy.ldm.chroma.model.Chroma": "chroma",
     "comfy.ldm.modules.diffusionmodules.mmdit.MMDiT": "sd3",
 }
 #: What users call the models of these classes.
 MODELS = (
-    "SD 1.x", "SD 2.x", "SDXL", "SD 3", "Flux", "LongCat", "Ovis-Image", "OmniGen 2", "PixArt", "HunyuanDiT",
-    "LTX-Video", "LTX-2", "Wan", "Cosmos", "Cosmos-Predict2", "Anima", "Kandinsky 5",
+    "SD 1.x", "SD 2.x", "SDXL", "SD 3", "Flux", "Chroma", "LongCat", "Ovis-Image", "OmniGen 2", "PixArt",
+    "HunyuanDiT", "LTX-Video", "LTX-2", "Wan", "Cosmos", "Cosmos-Predict2", "Anima", "Kandinsky 5",
 )  # fmt: skip
 MODELS_IN_WORDS = f"{', '.join(MODELS[:-1])} or {MODELS[-1]}"
 
