@@ -163,6 +163,13 @@ def _narrow_audio(network):
     )
 
 
+def _narrow_byt5(network):
+    """HunyuanVideo's own mapper of ByT5, of fixed width otherwise (7M parameters)."""
+    network.byt5_in = comfy.ldm.hunyuan_video.model.ByT5Mapper(
+        16, 8, 8, 48, device="cpu", dtype=torch.float32, operations=comfy.ops.disable_weight_init
+    )
+
+
 def _average_audio(network):
     """S2V divides by the sum of these."""
     network.casual_audio_encoder.weights.data.fill_(1.0)
@@ -322,6 +329,22 @@ RADIANCE = {
     "nerf_final_head_type": "conv", "nerf_embedder_dtype": torch.float32, "use_x0": False,
     "use_sequential_txt_ids": True,
 }  # fmt: skip
+HUNYUAN_VIDEO = {
+    **FLUX, "image_model": "hunyuan_video", "patch_size": [1, 2, 2], "theta": 256, "byt5": False, "meanflow": False,
+    "meanflow_sum": False, "use_cond_type_embedding": False, "vision_in_dim": None,
+}  # fmt: skip
+HUNYUAN_VIDEO_15 = {
+    **HUNYUAN_VIDEO, "patch_size": [1, 1, 1], "vec_in_dim": None, "guidance_embed": False, "in_channels": 65,
+    "out_channels": 32, "byt5": True, "use_cond_type_embedding": True, "vision_in_dim": 12, "meanflow_sum": True,
+}  # fmt: skip
+HUNYUAN_IMAGE = {
+    **HUNYUAN_VIDEO, "patch_size": [1, 1], "axes_dim": [12, 12], "vec_in_dim": None, "byt5": True, "meanflow": True,
+    "in_channels": 64, "out_channels": 64,
+}  # fmt: skip
+AURAFLOW = {
+    "dim": 48, "n_layers": 4, "n_double_layers": 2, "n_heads": 2, "global_conddim": 32, "cond_seq_dim": 24,
+    "max_seq": 64,
+}  # fmt: skip
 OMNIGEN2 = {
     "image_model": "omnigen2", "hidden_size": 48, "num_layers": 2, "num_refiner_layers": 1, "num_attention_heads": 2,
     "num_kv_heads": 1, "multiple_of": 8, "axes_dim_rope": [8, 8, 8], "axes_lens": [16, 16, 16], "text_feat_dim": 24,
@@ -366,6 +389,28 @@ JOINT = {
     ),
     "Chroma": Family("Chroma", CHROMA, (16, 6, 7), "chroma", 4, _without_pooled),
     "Chroma Radiance": Family("ChromaRadiance", RADIANCE, (3, 14, 12), "chroma", 4, _without_pooled, settled=_scale),
+    "HunyuanVideo": Family("HunyuanVideo", HUNYUAN_VIDEO, (16, 3, 6, 4), "hunyuan_video", 4, _with_pooled),
+    "HunyuanVideo I2V": Family(
+        "HunyuanVideoI2V",
+        {**HUNYUAN_VIDEO, "in_channels": 33, "depth": 1, "depth_single_blocks": 1},
+        (16, 3, 6, 4),
+        "hunyuan_video",
+        2,
+        lambda tokens, random: {**_with_pooled(tokens, random), "concat_latent_image": random(1, 16, 3, 6, 4)},
+    ),
+    "HunyuanVideo 1.5": Family(
+        "HunyuanVideo15",
+        HUNYUAN_VIDEO_15,
+        (32, 2, 3, 4),
+        "hunyuan_video",
+        4,
+        _without_pooled,
+        narrowed=_narrow_byt5,
+    ),
+    "HunyuanImage 2.1": Family(
+        "HunyuanImage21", HUNYUAN_IMAGE, (64, 4, 5), "hunyuan_video", 4, _without_pooled, narrowed=_narrow_byt5
+    ),
+    "AuraFlow": Family("AuraFlow", AURAFLOW, (4, 6, 7), "auraflow", 4),
     "OmniGen 2": Family("Omnigen2", OMNIGEN2, (16, 6, 7), "omnigen2", 2, _counted),
     "SD 3": Family("SD3", SD3, (16, 6, 8), "sd3", 2, _with_pooled, settled=_place),
     "SD 3.5 large": Family(

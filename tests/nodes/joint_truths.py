@@ -29,10 +29,12 @@ class Steer:
         alphas: of each, [batch, tokens of the picture or 1].
         rule, adaptive: as in rules.py.
         only: the names of the blocks that are steered; None for all.
+        more: what else is read of each negative, by the names of the network's arguments.
     """
 
-    def __init__(self, contexts, alphas, rule, adaptive=False, only=None):
+    def __init__(self, contexts, alphas, rule, adaptive=False, only=None, more=None):
         self.contexts, self.alphas, self.rule, self.adaptive, self.only = contexts, alphas, rule, adaptive, only
+        self.more = more or [{}] * len(contexts)
 
     def z(self, place, q, prompt, image, negatives):
         """prompt, image and each of negatives: (k, v)."""
@@ -248,6 +250,71 @@ def chroma(network, steer, x, timestep, context, guidance=None, attention_mask=N
     return unpatchified(image, network.patch_size, grid, x.shape)
 
 
+def hunyuan_video(
+    network, steer, x, timestep, context, y=None, txt_byt5=None, clip_fea=None, guidance=None, attention_mask=None,
+    ref_latent=None, transformer_options=None, **_,
+):  # fmt: skip
+    from comfy.ldm.flux.layers import timestep_embedding
+
+    size, params, time = network.patch_size, network.params, timestep_embedding(timestep, 256, time_factor=1.0)
+
+    def cut(x):
+        grid = [length // step for length, step in zip(x.shape[2:], size, strict=True)]
+        return network.img_in(x), torch.cartesian_prod(*map(torch.arange, grid)).float(), grid
+
+    image, ids, grid = cut(x)
+    count = len(ids)
+    if ref_latent is not None:
+        tokens, places, _ = cut(ref_latent)
+        places[:, 0], places[:, 2] = -1, places[:, 2] + grid[2]
+        image, ids = torch.cat([tokens, image], dim=1), torch.cat([places, ids])
+    vector = network.time_in(time)
+    if params.meanflow:
+        sigmas = transformer_options["sample_sigmas"]
+        place = (sigmas == transformer_options["sigmas"][0]).nonzero()[0]
+        until = network.time_r_in(timestep_embedding(sigmas[place + 1], 256))
+        vector = vector + until if getattr(params, "meanflow_sum", False) else (vector + until) / 2
+    if network.vector_in is not None:
+        vector = vector + network.vector_in(y)
+    if params.guidance_embed:
+        vector = vector + network.guidance_in(timestep_embedding(guidance, 256))
+
+    def refined(text, attention_mask=None, txt_byt5=None, clip_fea=None):
+        """Without the tokens that the mask leaves out, which none of the others sees."""
+        refiner, text = network.txt_in, text.expand(len(x), -1, -1)
+        state = refiner.t_embedder(time) + refiner.c_embedder(text.mean(dim=1))
+        text = refiner.input_embedder(text)
+        if attention_mask is not None:
+            text = text[:, attention_mask[0] > 0]
+        for block in refiner.individual_token_refiner.blocks:
+            gates = block.adaLN_modulation(state)[:, None].chunk(2, dim=-1)
+            q, k, v = block.self_attn.qkv(block.norm1(text)).unflatten(-1, (3, block.heads, -1)).permute(2, 0, 3, 1, 4)
+            text = text + block.self_attn.proj(merged(attend(q, (k, v, 0)))) * gates[0]
+            text = text + block.mlp(block.norm2(text)) * gates[1]
+        parts = [text]
+        if txt_byt5 is not None:
+            parts.append(network.byt5_in(txt_byt5).expand(len(x), -1, -1))
+        if clip_fea is not None:
+            parts.append(network.vision_in(clip_fea).expand(len(x), -1, -1))
+        kinds = network.cond_type_embedding
+        return torch.cat(parts if kinds is None else [part + kinds.weight[n] for n, part in enumerate(parts)], dim=1)
+
+    texts = [refined(context, attention_mask, txt_byt5, clip_fea)]
+    texts += [refined(text, **more) for text, more in zip(steer.contexts, steer.more, strict=True)]
+
+    def text_ids(text):
+        return torch.zeros(text.shape[1], len(size))
+
+    def mods(place):
+        return own_mods(network, place, vector)
+
+    image = flux_blocks(network, steer, image, ids, slice(len(ids) - count, len(ids)), texts, text_ids, mods)
+    tokens = network.final_layer(image, vector).unflatten(-1, (-1, *size)).unflatten(1, grid)
+    tokens = tokens.movedim(len(size) + 1, 1)  # [batch, channels, *grid, *size]
+    order = [axis + 2 for pair in zip(range(len(size)), range(len(size), 2 * len(size)), strict=True) for axis in pair]
+    return tokens.permute(0, 1, *order).reshape(len(x), -1, *x.shape[2:])
+
+
 def weight_of(norm):
     return norm.scale if hasattr(norm, "scale") else norm.weight
 
@@ -289,6 +356,51 @@ def sd3(network, steer, x, timesteps, context, y=None, control=None, transformer
     grid = [-(-n // size) for n in x.shape[-2:]]
     picture = tokens.unflatten(-1, (size, size, -1)).permute(0, 1, 4, 2, 3).flatten(2)
     return unpatchified(picture, size, grid, x.shape)
+
+
+def auraflow(network, steer, x, timestep, context, transformer_options=None, **_):
+    tokens, _, grid = patchified(x, network.patch_size)
+    image = network.apply_pos_embeds(network.init_x_linear(tokens), *x.shape[-2:])
+    state = network.t_embedder(timestep, x.dtype)
+    texts = [network.cond_seq_linear(text.expand(len(x), -1, -1)) for text in (context, *steer.contexts)]
+    texts = [torch.cat([network.register_tokens.expand(len(x), -1, -1), text], dim=1) for text in texts]
+
+    def normed(x):
+        return torch.nn.functional.layer_norm(x, x.shape[-1:])
+
+    def qkv(attention, stream, x):
+        q, k, v = (
+            getattr(attention, f"w{stream}{part}")(x).unflatten(-1, (attention.n_heads, -1)).transpose(1, 2)
+            for part in "qkv"
+        )
+        return normed(q), normed(k), v
+
+    def left(x, z, mlp, mods):
+        _, _, gate, shift, scale, gate_mlp = mods
+        return x + gate_mlp * mlp(normed(x + gate * z) * (1 + scale) + shift)
+
+    def passed(place, attention, streams, mods, mlps):
+        """The picture and the texts after a block, whose parts for each are given in this order."""
+        hidden = [image, *texts]
+        into = [normed(x) * (1 + mod[1]) + mod[0] for x, mod in zip(hidden, mods, strict=True)]
+        (qi, ki, vi), *pairs = (qkv(attention, n, x) for n, x in zip(streams, into, strict=True))
+        z = [steer.z(place, qi, pairs[0][1:], (ki, vi), [pair[1:] for pair in pairs[1:]])]
+        z += [attend(q, (k, v, 0), (ki, vi, 0)) for q, k, v in pairs]
+        z = [getattr(attention, f"w{n}o")(merged(part)) for n, part in zip(streams, z, strict=True)]
+        return [left(*parts) for parts in zip(hidden, z, mlps, mods, strict=True)]
+
+    count, state = len(texts), state[:, None]
+    for number, block in enumerate(network.double_layers):
+        mods = [block.modX(state).chunk(6, dim=-1)] + [block.modC(state).chunk(6, dim=-1)] * count
+        mlps = [block.mlpX] + [block.mlpC] * count
+        image, *texts = passed(f"double{number}", block.attn, [2] + [1] * count, mods, mlps)
+    for number, block in enumerate(network.single_layers):
+        mods = [block.modCX(state).chunk(6, dim=-1)] * (count + 1)
+        image, *texts = passed(f"single{number}", block.attn, [1] * (count + 1), mods, [block.mlp] * (count + 1))
+    shift, scale = network.modF(state).chunk(2, dim=-1)
+    tokens = network.final_linear(image * (1 + scale) + shift)
+    picture = tokens.unflatten(-1, (network.patch_size, network.patch_size, -1)).permute(0, 1, 4, 2, 3).flatten(2)
+    return unpatchified(picture, network.patch_size, grid, x.shape)
 
 
 def omnigen2(network, steer, x, timestep, context, ref_latents=(), **_):
@@ -361,7 +473,14 @@ def omnigen2(network, steer, x, timestep, context, ref_latents=(), **_):
     return -unpatchified(tokens, size, grid, x.shape)
 
 
-NETWORKS = {"flux": flux, "chroma": chroma, "sd3": sd3, "omnigen2": omnigen2}
+NETWORKS = {
+    "flux": flux,
+    "chroma": chroma,
+    "hunyuan_video": hunyuan_video,
+    "auraflow": auraflow,
+    "sd3": sd3,
+    "omnigen2": omnigen2,
+}
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """NASA in joint attention against whole networks written out by hand; random weights, so wiring and not quality."""
 
 from functools import cache
+from types import SimpleNamespace
 
 import comfy.model_management
 import comfy.samplers
@@ -68,7 +69,7 @@ def test_formula(pack, model, name, rule, adaptive):
 
 def joint_blocks(model):
     network = model.model.diffusion_model
-    names = "joint_blocks", "double_blocks", "single_blocks", "layers"
+    names = "joint_blocks", "double_blocks", "single_blocks", "double_layers", "single_layers", "layers"
     return [block for name in names for block in getattr(network, name, ())]
 
 
@@ -182,7 +183,7 @@ def test_cfg_steers_the_positive_alone_in_one_call(pack, model, name, rule, monk
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize(
-    "name", ["Flux", "Flux schnell", "Flux 2", "OmniGen 2", "SD 3.5 medium", "Chroma", "Chroma Radiance"]
+    "name", ["Flux", "Flux schnell", "Flux 2", "OmniGen 2", "SD 3.5 medium", "Chroma", "Chroma Radiance", "AuraFlow"]
 )
 def test_masked_negative(pack, model, name, rule):
     """The left half of the picture."""
@@ -203,6 +204,7 @@ def test_masked_negative(pack, model, name, rule):
 CHOSEN = {
     "Flux": ("double1, single0", {"double1", "single0"}),
     "SD 3.5 large": ("1", {"1"}),
+    "AuraFlow": ("double1, single0", {"double1", "single0"}),
 }
 
 
@@ -306,6 +308,88 @@ def test_a_mask_of_the_prompt_does_not_hide_the_negative(pack, model, name, rule
     steered = sample(name, patched, masked)
     assert error(steered, sample(name, patched, seen)) < BAR
     assert error(steered, sample(name, model, masked)) > 100 * BAR
+
+
+def hunyuan_video_text(seed, byt5, vision):
+    """What else is part of a text: CONDITIONING's options, and the arguments of the network that come of them."""
+    generator = torch.Generator().manual_seed(seed)
+    byt5, vision = torch.randn(1, byt5, 16, generator=generator), torch.randn(1, vision, 12, generator=generator)
+    options = {"conditioning_byt5small": byt5, "clip_vision_output": SimpleNamespace(last_hidden_state=vision)}
+    return options, {"txt_byt5": byt5, "clip_fea": vision}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", ["HunyuanVideo 1.5", "HunyuanImage 2.1"])
+def test_byt5_and_vision_tokens_are_part_of_each_text(pack, model, name, rule):
+    options, _ = hunyuan_video_text(1, 5, 3)
+    positive = conditioning(name, 1, **options)
+    options, more = hunyuan_video_text(2, 3, 4)
+    if "1.5" not in name:
+        del more["clip_fea"]
+    negative = conditioning(name, 2, tokens=9, **options)
+    with by_hand(name, model, Steer([negative[0][0]], alphas(0.6), rule, more=[more])):
+        expected = sample(name, model, positive)
+    patched = pack.payload.patch(model, negative, 0.6, rule=rule)
+    assert error(sample(name, patched, positive), expected) < BAR
+    patched = pack.payload.patch(model, conditioning(name, 2, tokens=9), 0.6, rule=rule)
+    assert error(sample(name, patched, positive), expected) > 100 * BAR
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", ["HunyuanVideo", "HunyuanVideo 1.5"])
+def test_padding_of_texts_counts_in_the_mean_of_the_refiner_alone(pack, model, name, rule):
+    """One picture, as ComfyUI takes no mask of several."""
+    masks = [torch.tensor([[1] * (tokens - 2) + [0] * 2]) for tokens in (12, 9)]
+    positive = conditioning(name, 1, attention_mask=masks[0])
+    negative = conditioning(name, 2, tokens=9, attention_mask=masks[1])
+    steer = Steer([negative[0][0]], alphas(0.6, batch=1), rule, more=[{"attention_mask": masks[1]}])
+    with by_hand(name, model, steer):
+        expected = sample(name, model, positive, batch=1)
+    patched = pack.payload.patch(model, negative, 0.6, rule=rule)
+    assert error(sample(name, patched, positive, batch=1), expected) < BAR
+    assert error(sample(name, model, positive, batch=1), expected) > 100 * BAR
+    ((_, options),) = negative
+    options["attention_mask"] = (masks[1].float() - 1) * torch.finfo(torch.float32).max  # as the model reads numbers
+    patched = pack.payload.patch(model, negative, 0.6, rule=rule)
+    assert error(sample(name, patched, positive, batch=1), expected) < BAR
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_reference_before_a_video_is_not_steered(pack, rule):
+    """One picture, as ComfyUI takes none for several."""
+    name = "HunyuanVideo"
+    model, latent = built(name), torch.randn(1, 16, 1, 6, 4, generator=torch.Generator().manual_seed(4))
+    positive, negative = conditioning(name, 1, ref_latent=latent), conditioning(name, 2, tokens=9)
+    with by_hand(name, model, Steer([negative[0][0]], alphas(0.6, batch=1), rule)):
+        expected = sample(name, model, positive, batch=1)
+    assert error(sample(name, pack.payload.patch(model, negative, 0.6, rule=rule), positive, batch=1), expected) < BAR
+    assert not torch.equal(sample(name, model, positive, batch=1), sample(name, model, conditioning(name, 1), batch=1))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_first_frame_that_stays_is_not_steered(pack, rule):
+    """Image to video by token_replace: its tokens have a modulation of their own, which is not the text's."""
+    name, frames, frame = "HunyuanVideo", [], 6
+    model, positive = built(name), conditioning(name, 1, guiding_frame_index=0)
+    options = {"mask": torch.ones(1, 48, 32), "mask_strength": 1.0, "set_area_to_bounds": False}
+
+    def seen(model):
+        block = model.model.diffusion_model.double_blocks[0]
+        handle = block.register_forward_hook(lambda *call: frames.append(call[-1][0].clone()))
+        try:
+            return sample(name, model, positive, batch=1), frames.pop(0)
+        finally:
+            handle.remove()
+            frames.clear()
+
+    plain, plain_frames = seen(model)
+    for negative in conditioning(name, 2, tokens=9), conditioning(name, 2, tokens=9, **options):
+        steered, steered_frames = seen(pack.payload.patch(model, negative, 0.6, rule=rule))
+        assert error(steered, plain) > 100 * BAR
+        assert error(steered_frames[:, :frame], plain_frames[:, :frame]) < BAR
+        assert error(steered_frames[:, frame:], plain_frames[:, frame:]) > 100 * BAR
+    steered, _ = seen(pack.payload.patch(model, positive, 1.0, rule="difference"))
+    assert error(steered, plain) < BAR
 
 
 def test_text_that_an_option_of_radiance_counts(pack):

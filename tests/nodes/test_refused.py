@@ -4,15 +4,6 @@ import pytest
 import torch
 from families import UNET, make_patcher
 
-FLUX = {
-    "image_model": "flux", "hidden_size": 64, "num_heads": 2, "mlp_ratio": 2.0, "depth": 1, "depth_single_blocks": 1,
-    "qkv_bias": True, "in_channels": 16, "out_channels": 16, "vec_in_dim": 20, "context_in_dim": 24,
-    "axes_dim": [8, 12, 12], "theta": 10000, "patch_size": 2, "guidance_embed": True, "txt_ids_dims": [],
-}  # fmt: skip
-HUNYUAN_VIDEO = {
-    **FLUX, "image_model": "hunyuan_video", "patch_size": [1, 2, 2], "theta": 256, "byt5": False, "meanflow": False,
-    "meanflow_sum": False, "use_cond_type_embedding": False, "vision_in_dim": None,
-}  # fmt: skip
 LUMINA = {
     "image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 48, "cap_feat_dim": 24, "n_layers": 1,
     "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2, "qk_norm": True, "axes_dims": [8, 8, 8],
@@ -24,13 +15,9 @@ NO_ATTENTION = {
 }  # fmt: skip
 
 REFUSED = {
-    "AuraFlow": ("AuraFlow", {"dim": 32, "n_layers": 2, "n_double_layers": 1, "n_heads": 2, "global_conddim": 32,
-                              "cond_seq_dim": 24, "max_seq": 64}),
     "Mochi": ("GenmoMochi", {"image_model": "mochi_preview", "depth": 1, "hidden_size_x": 3072, "hidden_size_y": 1536,
                              "mlp_ratio_x": 4.0, "num_heads": 24, "in_channels": 12, "use_t5": True,
                              "qk_norm": True, "qkv_bias": False}),  # asserts its width
-    "HunyuanVideo": ("HunyuanVideo", HUNYUAN_VIDEO),
-    "HunyuanImage 2.1": ("HunyuanImage21", {**HUNYUAN_VIDEO, "vec_in_dim": None}),
     "Lumina 2": ("Lumina2", LUMINA),
     "Z-Image": ("ZImage", {**LUMINA, "z_image_modulation": True, "pad_tokens_multiple": 4}),
     "HiDream": ("HiDream", {"image_model": "hidream", "patch_size": 2, "in_channels": 16, "out_channels": 16,

@@ -47,12 +47,15 @@ LAYOUTS = {
     "comfy.ldm.kandinsky5.model.Kandinsky5": "kandinsky",
     "comfy.ldm.flux.model.Flux": "flux",
     "comfy.ldm.chroma.model.Chroma": "chroma",
+    "comfy.ldm.hunyuan_video.model.HunyuanVideo": "hunyuan_video",
     "comfy.ldm.modules.diffusionmodules.mmdit.MMDiT": "sd3",
+    "comfy.ldm.aura.mmdit.MMDiT": "auraflow",
 }
 #: What users call the models of these classes.
 MODELS = (
-    "SD 1.x", "SD 2.x", "SDXL", "SD 3", "Flux", "Chroma", "LongCat", "Ovis-Image", "OmniGen 2", "PixArt",
-    "HunyuanDiT", "LTX-Video", "LTX-2", "Wan", "Cosmos", "Cosmos-Predict2", "Anima", "Kandinsky 5",
+    "SD 1.x", "SD 2.x", "SDXL", "SD 3", "AuraFlow", "Flux", "Chroma", "LongCat", "Ovis-Image", "OmniGen 2", "PixArt",
+    "HunyuanDiT", "HunyuanVideo", "HunyuanImage", "LTX-Video", "LTX-2", "Wan", "Cosmos", "Cosmos-Predict2", "Anima",
+    "Kandinsky 5",
 )  # fmt: skip
 MODELS_IN_WORDS = f"{', '.join(MODELS[:-1])} or {MODELS[-1]}"
 
