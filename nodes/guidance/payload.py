@@ -175,7 +175,7 @@ def _steerings(layout, blocks, acting, model, x, t, steered, pictures, transform
     ]
     projections = [prompt.projection(layout, blocks, model, t, pictures, transformer_options) for prompt in prompts]
     if hasattr(layout, "alone"):
-        call = Call(layout, diffusion_model, x, conds, steered, chunks)
+        call = Call(layout, diffusion_model, x, conds, steered, transformer_options)
         streams = [
             SideStream(prompt.negative, projection.text, strength, call)
             for prompt, projection, strength in zip(prompts, projections, strengths, strict=True)

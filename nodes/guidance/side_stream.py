@@ -54,16 +54,17 @@ class Call:
         x: its latents, [batch, channels, (frames,) height, width].
         conds: what else it gets, by ComfyUI's names.
         steered: [batch], not 0 where that row is steered; on the host.
-        chunks: which cond each equal part of the batch belongs to: ComfyUI's cond_or_uncond.
+        options: its transformer_options.
 
     Attributes:
+        chunks: which cond each equal part of the batch belongs to: ComfyUI's cond_or_uncond.
         picture: the layout's.
         text_tokens: how many tokens of text came in; a layout may correct it where a block tells.
     """
 
-    def __init__(self, layout, model, x, conds, steered, chunks):
+    def __init__(self, layout, model, x, conds, steered, options):
         self.layout, self.model, self.x, self.conds = layout, model, x, conds
-        self.steered, self.chunks = steered, chunks
+        self.steered, self.options, self.chunks = steered, options, options["cond_or_uncond"]
         self.picture, self.text_tokens = layout.picture(model, x, conds), conds["c_crossattn"].shape[1]
         self._rows = {}
         self.rows(len(steered))

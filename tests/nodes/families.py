@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import comfy.ldm.audio.embedders
 import comfy.ldm.chroma.model
+import comfy.ldm.chroma_radiance.model
 import comfy.ldm.flux.model
 import comfy.ldm.hunyuan_video.model
 import comfy.ldm.lumina.model
@@ -190,6 +191,13 @@ def _narrow_audio(model):
     )
 
 
+def _narrow_byt5(model):
+    """HunyuanVideo's own mapper of ByT5, of fixed width otherwise (7M parameters)."""
+    model.diffusion_model.byt5_in = comfy.ldm.hunyuan_video.model.ByT5Mapper(
+        16, 8, 8, 48, device="cpu", dtype=torch.float32, operations=comfy.ops.disable_weight_init
+    )
+
+
 def _average_audio(network):
     """S2V divides by the sum of these."""
     network.casual_audio_encoder.weights.data.fill_(1.0)
@@ -249,6 +257,13 @@ def _turning(network):
     frequencies.copy_(10000 ** -(torch.arange(len(frequencies)) / len(frequencies)))
     for name, parameter in network.named_parameters():
         if name.endswith("gamma"):
+            parameter.data += 1.0
+
+
+def _scale(network):
+    """The weights of norms, which in ComfyUI 0.3.75 are called scale: near 1, or little of the text comes through."""
+    for name, parameter in network.named_parameters():
+        if name.endswith(".scale"):
             parameter.data += 1.0
 
 
@@ -386,6 +401,11 @@ def _rotating(network):
     network.rope.inv_freq.copy_(10.0 ** -torch.arange(len(network.rope.inv_freq)))
 
 
+def _without_pooled(tokens, random):
+    """As encoders without CLIP hand over, for ComfyUI 0.3.75 asks."""
+    return {"pooled_output": None}
+
+
 def _counted(tokens, random):
     """A mask without padding, whose sum OmniGen 2 takes for the number of tokens."""
     return {"attention_mask": torch.ones(1, tokens, dtype=torch.long)}
@@ -400,6 +420,32 @@ FLUX2 = {
     **FLUX, "image_model": "flux2", "global_modulation": True, "mlp_silu_act": True, "qkv_bias": False,
     "ops_bias": False, "vec_in_dim": None, "patch_size": 1, "axes_dim": [6, 6, 6, 6], "txt_ids_dims": [3],
     "in_channels": 128, "out_channels": 128,
+}  # fmt: skip
+CHROMA = {
+    **FLUX, "image_model": "chroma", "in_dim": 64, "out_dim": 48, "hidden_dim": 32, "n_layers": 1,
+    "in_channels": 64, "out_channels": 64, "vec_in_dim": None,
+}  # fmt: skip
+RADIANCE = {
+    **CHROMA, "image_model": "chroma_radiance", "in_channels": 3, "out_channels": 3, "patch_size": 4,
+    "nerf_hidden_size": 16, "nerf_mlp_ratio": 2, "nerf_depth": 3, "nerf_max_freqs": 2, "nerf_tile_size": 0,
+    "nerf_final_head_type": "conv", "nerf_embedder_dtype": torch.float32, "use_x0": False,
+    "use_sequential_txt_ids": True,
+}  # fmt: skip
+HUNYUAN_VIDEO = {
+    **FLUX, "image_model": "hunyuan_video", "patch_size": [1, 2, 2], "theta": 256, "byt5": False, "meanflow": False,
+    "meanflow_sum": False, "use_cond_type_embedding": False, "vision_in_dim": None,
+}  # fmt: skip
+HUNYUAN_VIDEO_15 = {
+    **HUNYUAN_VIDEO, "patch_size": [1, 1, 1], "vec_in_dim": None, "guidance_embed": False, "in_channels": 65,
+    "out_channels": 32, "byt5": True, "use_cond_type_embedding": True, "vision_in_dim": 12, "meanflow_sum": True,
+}  # fmt: skip
+HUNYUAN_IMAGE = {
+    **HUNYUAN_VIDEO, "patch_size": [1, 1], "axes_dim": [12, 12], "vec_in_dim": None, "byt5": True, "meanflow": True,
+    "in_channels": 64, "out_channels": 64,
+}  # fmt: skip
+AURAFLOW = {
+    "dim": 48, "n_layers": 4, "n_double_layers": 2, "n_heads": 2, "global_conddim": 32, "cond_seq_dim": 24,
+    "max_seq": 64,
 }  # fmt: skip
 OMNIGEN2 = {
     "image_model": "omnigen2", "hidden_size": 48, "num_layers": 2, "num_refiner_layers": 1, "num_attention_heads": 2,
@@ -510,6 +556,30 @@ JOINT = {
     "Z-Image Omni": Family("ZImage", {**ZIMAGE, "siglip_feat_dim": 12}, (16, 6, 8), "lumina", 2),
     "Z-Image of pixels": Family("ZImagePixelSpace", ZIMAGE_PIXEL, (3, 14, 16), "lumina", 2),
     "Krea 2": Family("Krea2", KREA2, (16, 1, 6, 7), "krea2", 2),
+    "Chroma": Family("Chroma", CHROMA, (16, 6, 7), "chroma", 4, _without_pooled),
+    "Chroma Radiance": Family("ChromaRadiance", RADIANCE, (3, 14, 12), "chroma", 4, _without_pooled, settled=_scale),
+    "HunyuanVideo": Family("HunyuanVideo", HUNYUAN_VIDEO, (16, 3, 6, 4), "hunyuan_video", 4, _with_pooled),
+    "HunyuanVideo I2V": Family(
+        "HunyuanVideoI2V",
+        {**HUNYUAN_VIDEO, "in_channels": 33, "depth": 1, "depth_single_blocks": 1},
+        (16, 3, 6, 4),
+        "hunyuan_video",
+        2,
+        lambda tokens, random: {**_with_pooled(tokens, random), "concat_latent_image": random(1, 16, 3, 6, 4)},
+    ),
+    "HunyuanVideo 1.5": Family(
+        "HunyuanVideo15",
+        HUNYUAN_VIDEO_15,
+        (32, 2, 3, 4),
+        "hunyuan_video",
+        4,
+        _without_pooled,
+        narrowed=_narrow_byt5,
+    ),
+    "HunyuanImage 2.1": Family(
+        "HunyuanImage21", HUNYUAN_IMAGE, (64, 4, 5), "hunyuan_video", 4, _without_pooled, narrowed=_narrow_byt5
+    ),
+    "AuraFlow": Family("AuraFlow", AURAFLOW, (4, 6, 7), "auraflow", 4),
     "OmniGen 2": Family("Omnigen2", OMNIGEN2, (16, 6, 7), "omnigen2", 2, _counted),
     "Qwen-Image": Family("QwenImage", QWEN_IMAGE, (16, 1, 6, 7), "qwen_image", 2),
     "Qwen-Image Edit": Family(  # 2511, whose reference pictures stand at timestep 0
@@ -580,6 +650,7 @@ def _accepted(unet):
         "flux": comfy.ldm.flux.model.FluxParams,
         "flux2": comfy.ldm.flux.model.FluxParams,
         "chroma": comfy.ldm.chroma.model.ChromaParams,
+        "chroma_radiance": comfy.ldm.chroma_radiance.model.ChromaRadianceParams,
         "hunyuan_video": comfy.ldm.hunyuan_video.model.HunyuanVideoParams,
         "qwen_image": comfy.ldm.qwen_image.model.QwenImageTransformer2DModel,
     }.get(unet.get("image_model"))

@@ -31,11 +31,12 @@ class Steer:
         rule, adaptive: as in rules.py.
         only: the names of the blocks that are steered; None for all.
         norm_limit: as in rules.py.
+        more: what else is read of each negative, by the names of the network's arguments.
     """
 
-    def __init__(self, contexts, alphas, rule, adaptive=False, only=None, norm_limit=0.0):
+    def __init__(self, contexts, alphas, rule, adaptive=False, only=None, norm_limit=0.0, more=None):
         self.contexts, self.alphas, self.rule, self.adaptive, self.only = contexts, alphas, rule, adaptive, only
-        self.norm_limit = norm_limit
+        self.norm_limit, self.more = norm_limit, more or [{}] * len(contexts)
 
     def z(self, place, q, prompt, image, negatives):
         """prompt, image and each of negatives: (k, v)."""
@@ -95,6 +96,68 @@ def merged(z):
     return z.transpose(1, 2).flatten(2)
 
 
+def normed(x):
+    return torch.nn.functional.layer_norm(x, x.shape[-1:], eps=1e-6)
+
+
+def flux_blocks(network, steer, image, ids, picture, texts, text_ids, mods):
+    """The picture's tokens after Flux's blocks.
+
+    Args:
+        image: [batch, tokens, width], with its ids [tokens, axes]; picture: the slice of it that is steered.
+        texts: the prompt and the negatives, each [batch, tokens, width]; text_ids(text) are their ids.
+        mods: (name of a block) -> its modulations: two of the image and two of the text, or one of the image and one
+            of the text.
+    """
+    axes, theta = network.params.axes_dim, network.params.theta
+
+    def qkv(linear, norm, x, ids):
+        q, k, v = linear(x).unflatten(-1, (3, network.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k = (part / (part.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight_of(weight)
+                for part, weight in ((q, norm.query_norm), (k, norm.key_norm)))  # fmt: skip
+        return *(rotated(part, ids, axes, theta) for part in (q, k)), v
+
+    def z_of(place, image_qkv, texts_qkv):
+        (qi, ki, vi), (prompt, *negatives) = image_qkv, texts_qkv
+        own = [merged(attend(q, (k, v, 0), (ki, vi, 0))) for q, k, v in texts_qkv]
+        z = attend(qi, (*prompt[1:], 0), (ki, vi, 0))
+        z[:, :, picture] = steer.z(place, qi[:, :, picture], prompt[1:], (ki, vi), [part[1:] for part in negatives])
+        return merged(z), own
+
+    for number, block in enumerate(network.double_blocks):
+        i1, i2, t1, t2 = mods(f"double{number}")
+        into = normed(image) * (1 + i1.scale) + i1.shift
+        image_qkv = qkv(block.img_attn.qkv, block.img_attn.norm, into, ids)
+        texts_qkv = [
+            qkv(block.txt_attn.qkv, block.txt_attn.norm, normed(text) * (1 + t1.scale) + t1.shift, text_ids(text))
+            for text in texts
+        ]
+        z, own = z_of(f"double{number}", image_qkv, texts_qkv)
+        image = image + i1.gate * block.img_attn.proj(z)
+        image = image + i2.gate * block.img_mlp(normed(image) * (1 + i2.scale) + i2.shift)
+        texts = [text + t1.gate * block.txt_attn.proj(z) for text, z in zip(texts, own, strict=True)]
+        texts = [text + t2.gate * block.txt_mlp(normed(text) * (1 + t2.scale) + t2.shift) for text in texts]
+    for number, block in enumerate(network.single_blocks):
+        of_image, of_text = mods(f"single{number}")
+        part_mods = [of_image] + [of_text] * len(texts)
+        width = 3 * network.hidden_size
+        into = [
+            block.linear1(normed(part) * (1 + mod.scale) + mod.shift)
+            for part, mod in zip((image, *texts), part_mods, strict=True)
+        ]
+        pairs = [qkv(lambda x: x, block.norm, part[..., :width], place) for part, place in
+                 zip(into, [ids, *map(text_ids, texts)], strict=True)]  # fmt: skip
+        z, own = z_of(f"single{number}", pairs[0], pairs[1:])
+        out = [
+            block.linear2(torch.cat([z, block.mlp_act(part[..., width:])], dim=-1))
+            for z, part in zip((z, *own), into, strict=True)
+        ]
+        image, *texts = (
+            part + mod.gate * more for part, mod, more in zip((image, *texts), part_mods, out, strict=True)
+        )
+    return image[:, picture]
+
+
 def flux(network, steer, x, timestep, context, y=None, guidance=None, ref_latents=(), transformer_options=None, **_):
     from comfy.ldm.flux.layers import timestep_embedding
 
@@ -130,56 +193,132 @@ def flux(network, steer, x, timestep, context, y=None, guidance=None, ref_latent
             ids[:, axis] = torch.arange(text.shape[1])
         return ids
 
-    def qkv(attention, x, ids):
-        q, k, v = attention_in(attention, x)
-        q, k = (rotated(part, ids, params.axes_dim) for part in (q, k))
-        return q, k, v
+    def mods(place):
+        if not params.global_modulation:
+            return own_mods(network, place, vector)
+        if place.startswith("double"):
+            return *network.double_stream_modulation_img(vector), *network.double_stream_modulation_txt(vector)
+        return [network.single_stream_modulation(vector)[0]] * 2
 
-    def attention_in(qkv_norm, x):
-        linear, norm = qkv_norm
-        q, k, v = linear(x).unflatten(-1, (3, network.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k = (part / (part.square().mean(-1, keepdim=True) + 1e-6).sqrt() * scale
-                for part, scale in ((q, weight_of(norm.query_norm)), (k, weight_of(norm.key_norm))))  # fmt: skip
-        return q, k, v
+    image = flux_blocks(network, steer, image, ids, slice(0, count), texts, text_ids, mods)
+    return unpatchified(network.final_layer(image, vector), network.patch_size, grid, x.shape)
 
-    def z_of(place, image_qkv, texts_qkv):
-        (qi, ki, vi), (prompt, *negatives) = image_qkv, texts_qkv
-        own = [merged(attend(q, (k, v, 0), (ki, vi, 0))) for q, k, v in texts_qkv]
-        z = steer.z(place, qi[:, :, :count], prompt[1:], (ki, vi), [part[1:] for part in negatives])
-        references = attend(qi[:, :, count:], (*prompt[1:], 0), (ki, vi, 0))
-        return merged(torch.cat([z, references], dim=2)), own
 
-    def normed(x):
-        return torch.nn.functional.layer_norm(x, x.shape[-1:], eps=1e-6)
+def own_mods(network, place, vector):
+    """Of a block that computes them."""
+    part, number = place[:6], int(place[6:])
+    block = getattr(network, f"{part}_blocks")[number]
+    if part == "single":
+        return [block.modulation(vector)[0]] * 2
+    return *block.img_mod(vector), *block.txt_mod(vector)
 
-    if params.global_modulation:
-        double = network.double_stream_modulation_img(vector), network.double_stream_modulation_txt(vector)
-        single = network.single_stream_modulation(vector)[0]
-    for number, block in enumerate(network.double_blocks):
-        (i1, i2), (t1, t2) = double if params.global_modulation else (block.img_mod(vector), block.txt_mod(vector))
-        image_qkv = qkv((block.img_attn.qkv, block.img_attn.norm), normed(image) * (1 + i1.scale) + i1.shift, ids)
-        texts_qkv = [
-            qkv((block.txt_attn.qkv, block.txt_attn.norm), normed(text) * (1 + t1.scale) + t1.shift, text_ids(text))
-            for text in texts
-        ]
-        z, own = z_of(f"double{number}", image_qkv, texts_qkv)
-        image = image + i1.gate * block.img_attn.proj(z)
-        image = image + i2.gate * block.img_mlp(normed(image) * (1 + i2.scale) + i2.shift)
-        texts = [text + t1.gate * block.txt_attn.proj(z) for text, z in zip(texts, own, strict=True)]
-        texts = [text + t2.gate * block.txt_mlp(normed(text) * (1 + t2.scale) + t2.shift) for text in texts]
-    for number, block in enumerate(network.single_blocks):
-        mod = single if params.global_modulation else block.modulation(vector)[0]
-        width = 3 * network.hidden_size
-        into = [block.linear1(normed(part) * (1 + mod.scale) + mod.shift) for part in (image, *texts)]
-        pairs = [qkv((lambda x: x, block.norm), part[..., :width], place) for part, place in
-                 zip(into, [ids, *map(text_ids, texts)], strict=True)]  # fmt: skip
-        z, own = z_of(f"single{number}", pairs[0], pairs[1:])
-        out = [
-            block.linear2(torch.cat([z, block.mlp_act(part[..., width:])], dim=-1))
-            for z, part in zip((z, *own), into, strict=True)
-        ]
-        image, *texts = (part + mod.gate * more for part, more in zip((image, *texts), out, strict=True))
-    return unpatchified(network.final_layer(image[:, :count], vector), network.patch_size, grid, x.shape)
+
+def chroma(network, steer, x, timestep, context, guidance=None, attention_mask=None, transformer_options=None, **_):
+    from comfy.ldm.flux.layers import ModulationOut, timestep_embedding
+
+    params = network.params
+    image, places, grid = patchified(x, network.patch_size)
+    count = image.shape[1]
+    asked = torch.cat([timestep_embedding(timestep, 16), timestep_embedding(guidance, 16).expand(len(x), -1)], dim=1)
+    rows = timestep_embedding(torch.arange(344), 32).expand(len(x), -1, -1)
+    table = network.distilled_guidance_layer(torch.cat([asked[:, None].expand(-1, 344, -1), rows], dim=2))
+
+    def mods(place):
+        """Three rows of the table each: all single blocks, then the image's of all double ones, then the text's."""
+        part, number = place[:6], int(place[6:])
+        if part == "single":
+            first = [3 * number] * 2
+        else:
+            image, text = (3 * params.depth_single_blocks + 6 * (part * params.depth + number) for part in (0, 1))
+            first = [image, image + 3, text, text + 3]
+        return [ModulationOut(*(table[:, row + n, None] for n in range(3))) for row in first]
+
+    def text_ids(text):
+        ids = torch.zeros(text.shape[1], 3)
+        if getattr(params, "use_sequential_txt_ids", False):
+            ids[:, 0] = torch.arange(text.shape[1])
+        return ids
+
+    if hasattr(network, "img_in_patch"):  # Radiance, which hands a picture of whole patches on to its last layers
+        pixels = unpatchified(
+            image, network.patch_size, grid, [grid[0] * network.patch_size, grid[1] * network.patch_size]
+        )
+        image = network.img_in(pixels)
+    else:
+        image = network.img_in(image)
+    texts = [network.txt_in(text.expand(len(x), -1, -1)) for text in (context, *steer.contexts)]
+    ids = torch.nn.functional.pad(places, (1, 0)).float()
+    image = flux_blocks(network, steer, image, ids, slice(0, count), texts, text_ids, mods)
+    if hasattr(network, "img_in_patch"):
+        return network.forward_nerf(pixels, image, params)[..., : x.shape[-2], : x.shape[-1]]
+    shift, scale = table[:, -2, None], table[:, -1, None]
+    image = network.final_layer.linear(normed(image) * (1 + scale) + shift)
+    return unpatchified(image, network.patch_size, grid, x.shape)
+
+
+def hunyuan_video(
+    network, steer, x, timestep, context, y=None, txt_byt5=None, clip_fea=None, guidance=None, attention_mask=None,
+    ref_latent=None, transformer_options=None, **_,
+):  # fmt: skip
+    from comfy.ldm.flux.layers import timestep_embedding
+
+    size, params, time = network.patch_size, network.params, timestep_embedding(timestep, 256, time_factor=1.0)
+
+    def cut(x):
+        grid = [length // step for length, step in zip(x.shape[2:], size, strict=True)]
+        return network.img_in(x), torch.cartesian_prod(*map(torch.arange, grid)).float(), grid
+
+    image, ids, grid = cut(x)
+    count = len(ids)
+    if ref_latent is not None:
+        tokens, places, _ = cut(ref_latent)
+        places[:, 0], places[:, 2] = -1, places[:, 2] + grid[2]
+        image, ids = torch.cat([tokens, image], dim=1), torch.cat([places, ids])
+    vector = network.time_in(time)
+    if params.meanflow:
+        sigmas = transformer_options["sample_sigmas"]
+        place = (sigmas == transformer_options["sigmas"][0]).nonzero()[0]
+        until = network.time_r_in(timestep_embedding(sigmas[place + 1], 256))
+        vector = vector + until if getattr(params, "meanflow_sum", False) else (vector + until) / 2
+    if network.vector_in is not None:
+        vector = vector + network.vector_in(y)
+    if params.guidance_embed:
+        vector = vector + network.guidance_in(timestep_embedding(guidance, 256))
+
+    def refined(text, attention_mask=None, txt_byt5=None, clip_fea=None):
+        """Without the tokens that the mask leaves out, which none of the others sees."""
+        refiner, text = network.txt_in, text.expand(len(x), -1, -1)
+        state = refiner.t_embedder(time) + refiner.c_embedder(text.mean(dim=1))
+        text = refiner.input_embedder(text)
+        if attention_mask is not None:
+            text = text[:, attention_mask[0] > 0]
+        for block in refiner.individual_token_refiner.blocks:
+            gates = block.adaLN_modulation(state)[:, None].chunk(2, dim=-1)
+            q, k, v = block.self_attn.qkv(block.norm1(text)).unflatten(-1, (3, block.heads, -1)).permute(2, 0, 3, 1, 4)
+            text = text + block.self_attn.proj(merged(attend(q, (k, v, 0)))) * gates[0]
+            text = text + block.mlp(block.norm2(text)) * gates[1]
+        parts = [text]
+        if txt_byt5 is not None:
+            parts.append(network.byt5_in(txt_byt5).expand(len(x), -1, -1))
+        if clip_fea is not None:
+            parts.append(network.vision_in(clip_fea).expand(len(x), -1, -1))
+        kinds = network.cond_type_embedding
+        return torch.cat(parts if kinds is None else [part + kinds.weight[n] for n, part in enumerate(parts)], dim=1)
+
+    texts = [refined(context, attention_mask, txt_byt5, clip_fea)]
+    texts += [refined(text, **more) for text, more in zip(steer.contexts, steer.more, strict=True)]
+
+    def text_ids(text):
+        return torch.zeros(text.shape[1], len(size))
+
+    def mods(place):
+        return own_mods(network, place, vector)
+
+    image = flux_blocks(network, steer, image, ids, slice(len(ids) - count, len(ids)), texts, text_ids, mods)
+    tokens = network.final_layer(image, vector).unflatten(-1, (-1, *size)).unflatten(1, grid)
+    tokens = tokens.movedim(len(size) + 1, 1)  # [batch, channels, *grid, *size]
+    order = [axis + 2 for pair in zip(range(len(size)), range(len(size), 2 * len(size)), strict=True) for axis in pair]
+    return tokens.permute(0, 1, *order).reshape(len(x), -1, *x.shape[2:])
 
 
 def weight_of(norm):
@@ -223,6 +362,51 @@ def sd3(network, steer, x, timesteps, context, y=None, control=None, transformer
     grid = [-(-n // size) for n in x.shape[-2:]]
     picture = tokens.unflatten(-1, (size, size, -1)).permute(0, 1, 4, 2, 3).flatten(2)
     return unpatchified(picture, size, grid, x.shape)
+
+
+def auraflow(network, steer, x, timestep, context, transformer_options=None, **_):
+    tokens, _, grid = patchified(x, network.patch_size)
+    image = network.apply_pos_embeds(network.init_x_linear(tokens), *x.shape[-2:])
+    state = network.t_embedder(timestep, x.dtype)
+    texts = [network.cond_seq_linear(text.expand(len(x), -1, -1)) for text in (context, *steer.contexts)]
+    texts = [torch.cat([network.register_tokens.expand(len(x), -1, -1), text], dim=1) for text in texts]
+
+    def normed(x):
+        return torch.nn.functional.layer_norm(x, x.shape[-1:])
+
+    def qkv(attention, stream, x):
+        q, k, v = (
+            getattr(attention, f"w{stream}{part}")(x).unflatten(-1, (attention.n_heads, -1)).transpose(1, 2)
+            for part in "qkv"
+        )
+        return normed(q), normed(k), v
+
+    def left(x, z, mlp, mods):
+        _, _, gate, shift, scale, gate_mlp = mods
+        return x + gate_mlp * mlp(normed(x + gate * z) * (1 + scale) + shift)
+
+    def passed(place, attention, streams, mods, mlps):
+        """The picture and the texts after a block, whose parts for each are given in this order."""
+        hidden = [image, *texts]
+        into = [normed(x) * (1 + mod[1]) + mod[0] for x, mod in zip(hidden, mods, strict=True)]
+        (qi, ki, vi), *pairs = (qkv(attention, n, x) for n, x in zip(streams, into, strict=True))
+        z = [steer.z(place, qi, pairs[0][1:], (ki, vi), [pair[1:] for pair in pairs[1:]])]
+        z += [attend(q, (k, v, 0), (ki, vi, 0)) for q, k, v in pairs]
+        z = [getattr(attention, f"w{n}o")(merged(part)) for n, part in zip(streams, z, strict=True)]
+        return [left(*parts) for parts in zip(hidden, z, mlps, mods, strict=True)]
+
+    count, state = len(texts), state[:, None]
+    for number, block in enumerate(network.double_layers):
+        mods = [block.modX(state).chunk(6, dim=-1)] + [block.modC(state).chunk(6, dim=-1)] * count
+        mlps = [block.mlpX] + [block.mlpC] * count
+        image, *texts = passed(f"double{number}", block.attn, [2] + [1] * count, mods, mlps)
+    for number, block in enumerate(network.single_layers):
+        mods = [block.modCX(state).chunk(6, dim=-1)] * (count + 1)
+        image, *texts = passed(f"single{number}", block.attn, [1] * (count + 1), mods, [block.mlp] * (count + 1))
+    shift, scale = network.modF(state).chunk(2, dim=-1)
+    tokens = network.final_linear(image * (1 + scale) + shift)
+    picture = tokens.unflatten(-1, (network.patch_size, network.patch_size, -1)).permute(0, 1, 4, 2, 3).flatten(2)
+    return unpatchified(picture, network.patch_size, grid, x.shape)
 
 
 def omnigen2(network, steer, x, timestep, context, ref_latents=(), **_):
@@ -724,7 +908,8 @@ def krea2(network, steer, x, timestep, context, ref_latents=(), ref_latents_meth
 
 NETWORKS = {
     "flux": flux, "sd3": sd3, "omnigen2": omnigen2, "qwen_image": qwen_image, "lumina": lumina, "lens": lens,
-    "joyimage": joyimage, "ernie": ernie, "mochi": mochi, "krea2": krea2,
+    "joyimage": joyimage, "ernie": ernie, "mochi": mochi, "krea2": krea2, "chroma": chroma,
+    "hunyuan_video": hunyuan_video, "auraflow": auraflow,
 }  # fmt: skip
 
 

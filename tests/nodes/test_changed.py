@@ -29,6 +29,11 @@ CHANGED = [
     ("Z-Image", "", "context_refiner"),
     ("Z-Image", "", "rope_embedder"),
     ("Krea 2", "", "txtfusion"),
+    ("Chroma", "", "txt_in"),
+    ("HunyuanVideo 1.5", "", "vision_in"),
+    ("HunyuanImage 2.1", "txt_in", "input_embedder"),
+    ("AuraFlow", "", "single_layers"),
+    ("AuraFlow", "", "cond_seq_linear"),
     ("Wan 2.1 T2V", "", "text_embedding"),
     ("Wan 2.1 T2V", "blocks.0", "cross_attn"),
     ("Wan 2.1 T2V", "blocks.0.cross_attn", "norm_q"),
@@ -81,7 +86,7 @@ def test_no_family_of_today_counts_as_changed(pack, name):
     pack.payload.patch(build(name), conditioning(name, 2), 0.5)
 
 
-@pytest.mark.parametrize("name", ["Flux", "SD 3", "SD 3.5 large", "SD 3.5 medium"])
+@pytest.mark.parametrize("name", ["Flux", "SD 3", "SD 3.5 large", "SD 3.5 medium", "HunyuanVideo"])
 def test_a_negative_of_another_encoder_or_without_pooled_vector_is_refused(pack, name):
     model, negative = build(name), conditioning(name, 2)
     (embedding, options), width = negative[0], negative[0][0].shape[-1]

@@ -72,7 +72,8 @@ def joint_blocks(model):
     network = model.model.diffusion_model
     names = (
         "joint_blocks", "double_blocks", "single_blocks", "layers", "blocks", "transformer_blocks",
-        "double_stream_layers", "single_stream_layers", "double_stream_blocks", "patch_blocks",
+        "double_stream_layers", "single_stream_layers", "double_stream_blocks", "patch_blocks", "double_layers",
+        "single_layers",
     )  # fmt: skip
     return [block for name in names for block in getattr(network, name, ())]
 
@@ -188,7 +189,12 @@ def test_cfg_steers_the_positive_alone_in_one_call(pack, model, name, rule, monk
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize(
     "name",
-    [*{JOINT[name].layout: name for name in reversed(WRITTEN)}.values(), "Qwen-Image Layered", "Z-Image of pixels"],
+    [
+        *{JOINT[name].layout: name for name in reversed(WRITTEN)}.values(),
+        "Qwen-Image Layered",
+        "Z-Image of pixels",
+        "Chroma Radiance",
+    ],
 )
 def test_masked_negative(pack, model, name, rule):
     """The left half of the picture."""
@@ -197,7 +203,8 @@ def test_masked_negative(pack, model, name, rule):
     half[..., : 8 * (width // 4 * 2)] = 1.0
     options = {"mask": half, "mask_strength": 1.0, "set_area_to_bounds": False}
     negative = conditioning(name, 2, tokens=9, **options)
-    patch = 4 if name == "Z-Image of pixels" else 1 if ALL[name].latent[0] == 128 else 2
+    patch = ALL[name].unet.get("patch_size", 1 if ALL[name].latent[0] == 128 else 2)
+    patch = patch if isinstance(patch, int) else patch[-1]
     map = torch.nn.functional.pad(half[:, ::8, ::8], (0, -width % patch, 0, -height % patch), mode="replicate")
     map = torch.nn.functional.avg_pool2d(map[None], patch).flatten()
     map = map.repeat(prod(ALL[name].latent[1:-2]))
@@ -212,6 +219,7 @@ CHOSEN = {
     "SD 3.5 large": ("1", {"1"}),
     "Lens": ("1", {"1"}),
     "ERNIE-Image": ("0", {"0"}),
+    "AuraFlow": ("double1, single0", {"double1", "single0"}),
 }
 
 
@@ -384,7 +392,7 @@ def test_reference_pictures_are_not_steered(pack, model, name, rule):
 def test_cfg_steers_the_positive_alone_beside_reference_pictures(pack, model, name, monkeypatch):
     """Those of Qwen-Image Edit have a timestep of their own, in a second half of the batch of timesteps."""
     positive, uncond, negative = with_references(name, 1), with_references(name, 3), conditioning(name, 2, tokens=9)
-    steered = sample(name, pack.payload.patch(model, negative, 0.6), positive, uncond, cfg=3.0)
+    steered = sample(name, pack.payload.patch(model, negative, 0.6, rule="difference"), positive, uncond, cfg=3.0)
     monkeypatch.setattr(
         Apart, "steering", lambda self: by_hand(name, model, Steer([negative[0][0]], alphas(0.6), "difference"))
     )
@@ -428,6 +436,123 @@ def as_omni(latents, contexts, seen):
         "reference_latents_text_embeds": [random(1, tokens, 24) for tokens in (7, 3, 4)[:contexts]],
         "clip_vision_outputs": seen,
     }
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", ["Flux", "Chroma"])
+def test_a_mask_of_the_prompt_does_not_hide_the_negative(pack, model, name, rule):
+    """As Redux sets it: a weight for some tokens of the prompt, here for two that nothing sees."""
+    positive, negative = conditioning(name, 1), conditioning(name, 2, tokens=9)
+    ((embedding, options),) = positive
+    mask = torch.zeros(1, 24, 24)
+    mask[..., 10:12] = -torch.inf
+    masked = [[embedding, {**options, "attention_mask": mask, "attention_mask_img_shape": (3, 4)}]]
+    seen = [[embedding[:, :10], options]]
+    patched = pack.payload.patch(model, negative, 0.6, rule=rule)
+    steered = sample(name, patched, masked)
+    assert error(steered, sample(name, patched, seen)) < BAR
+    assert error(steered, sample(name, model, masked)) > 100 * BAR
+
+
+def hunyuan_video_text(seed, byt5, vision):
+    """What else is part of a text: CONDITIONING's options, and the arguments of the network that come of them."""
+    generator = torch.Generator().manual_seed(seed)
+    byt5, vision = torch.randn(1, byt5, 16, generator=generator), torch.randn(1, vision, 12, generator=generator)
+    options = {"conditioning_byt5small": byt5, "clip_vision_output": SimpleNamespace(last_hidden_state=vision)}
+    return options, {"txt_byt5": byt5, "clip_fea": vision}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", ["HunyuanVideo 1.5", "HunyuanImage 2.1"])
+def test_byt5_and_vision_tokens_are_part_of_each_text(pack, model, name, rule):
+    options, _ = hunyuan_video_text(1, 5, 3)
+    positive = conditioning(name, 1, **options)
+    options, more = hunyuan_video_text(2, 3, 4)
+    if "1.5" not in name:
+        del more["clip_fea"]
+    negative = conditioning(name, 2, tokens=9, **options)
+    with by_hand(name, model, Steer([negative[0][0]], alphas(0.6), rule, more=[more])):
+        expected = sample(name, model, positive)
+    patched = pack.payload.patch(model, negative, 0.6, rule=rule)
+    assert error(sample(name, patched, positive), expected) < BAR
+    patched = pack.payload.patch(model, conditioning(name, 2, tokens=9), 0.6, rule=rule)
+    assert error(sample(name, patched, positive), expected) > 100 * BAR
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", ["HunyuanVideo", "HunyuanVideo 1.5"])
+def test_padding_of_texts_counts_in_the_mean_of_the_refiner_alone(pack, model, name, rule):
+    """One picture, as ComfyUI takes no mask of several."""
+    masks = [torch.tensor([[1] * (tokens - 2) + [0] * 2]) for tokens in (12, 9)]
+    positive = conditioning(name, 1, attention_mask=masks[0])
+    negative = conditioning(name, 2, tokens=9, attention_mask=masks[1])
+    steer = Steer([negative[0][0]], alphas(0.6, batch=1), rule, more=[{"attention_mask": masks[1]}])
+    with by_hand(name, model, steer):
+        expected = sample(name, model, positive, batch=1)
+    patched = pack.payload.patch(model, negative, 0.6, rule=rule)
+    assert error(sample(name, patched, positive, batch=1), expected) < BAR
+    assert error(sample(name, model, positive, batch=1), expected) > 100 * BAR
+    ((_, options),) = negative
+    options["attention_mask"] = (masks[1].float() - 1) * torch.finfo(torch.float32).max  # as the model reads numbers
+    patched = pack.payload.patch(model, negative, 0.6, rule=rule)
+    assert error(sample(name, patched, positive, batch=1), expected) < BAR
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_reference_before_a_video_is_not_steered(pack, rule):
+    """One picture, as ComfyUI takes none for several."""
+    name = "HunyuanVideo"
+    model, latent = built(name), torch.randn(1, 16, 1, 6, 4, generator=torch.Generator().manual_seed(4))
+    positive, negative = conditioning(name, 1, ref_latent=latent), conditioning(name, 2, tokens=9)
+    with by_hand(name, model, Steer([negative[0][0]], alphas(0.6, batch=1), rule)):
+        expected = sample(name, model, positive, batch=1)
+    assert error(sample(name, pack.payload.patch(model, negative, 0.6, rule=rule), positive, batch=1), expected) < BAR
+    assert not torch.equal(sample(name, model, positive, batch=1), sample(name, model, conditioning(name, 1), batch=1))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_first_frame_that_stays_is_not_steered(pack, rule):
+    """Image to video by token_replace: its tokens have a modulation of their own, which is not the text's."""
+    name, frames, frame = "HunyuanVideo", [], 6
+    model, positive = built(name), conditioning(name, 1, guiding_frame_index=0)
+    options = {"mask": torch.ones(1, 48, 32), "mask_strength": 1.0, "set_area_to_bounds": False}
+
+    def seen(model):
+        block = model.model.diffusion_model.double_blocks[0]
+        handle = block.register_forward_hook(lambda *call: frames.append(call[-1][0].clone()))
+        try:
+            return sample(name, model, positive, batch=1), frames.pop(0)
+        finally:
+            handle.remove()
+            frames.clear()
+
+    plain, plain_frames = seen(model)
+    for negative in conditioning(name, 2, tokens=9), conditioning(name, 2, tokens=9, **options):
+        steered, steered_frames = seen(pack.payload.patch(model, negative, 0.6, rule=rule))
+        assert error(steered, plain) > 100 * BAR
+        assert error(steered_frames[:, :frame], plain_frames[:, :frame]) < BAR
+        assert error(steered_frames[:, frame:], plain_frames[:, frame:]) > 100 * BAR
+    steered, _ = seen(pack.payload.patch(model, positive, 1.0, rule="difference"))
+    assert error(steered, plain) < BAR
+
+
+def test_text_that_an_option_of_radiance_counts(pack):
+    """Chroma Radiance Options changes where the prompt's tokens are, and the negative's."""
+    name = "Chroma Radiance"
+    model, positive = built(name), conditioning(name, 1)
+    plain = sample(name, model, positive)
+    if not hasattr(model.model.diffusion_model.params, "use_sequential_txt_ids"):
+        pytest.skip("this ComfyUI has no such option")
+    options = {
+        **model.model_options["transformer_options"],
+        "chroma_radiance_options": {"use_sequential_txt_ids": False},
+    }
+    model = model.clone()
+    model.model_options["transformer_options"] = options
+    uncounted = sample(name, model, positive)
+    assert error(uncounted, plain) > 100 * BAR
+    patched = pack.payload.patch(model, positive, 1.0, rule="difference")
+    assert error(sample(name, patched, positive), uncounted) < BAR
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,8 @@ LAYOUTS = {
     "comfy.ldm.ace.ace_step15.AceStepConditionGenerationModel": "ace_step_15",
     "comfy.ldm.audio.dit.AudioDiffusionTransformer": "stable_audio",
     "comfy.ldm.flux.model.Flux": "flux",
+    "comfy.ldm.chroma.model.Chroma": "chroma",
+    "comfy.ldm.hunyuan_video.model.HunyuanVideo": "hunyuan_video",
     "comfy.ldm.modules.diffusionmodules.mmdit.MMDiT": "sd3",
     "comfy.ldm.qwen_image.model.QwenImageTransformer2DModel": "qwen_image",
     "comfy.ldm.lumina.model.NextDiT": "lumina",
@@ -65,6 +67,7 @@ LAYOUTS = {
     "comfy.ldm.pixeldit.model.PixDiT_T2I": "pixeldit",
     "comfy.ldm.minimax.model.MiniMaxH3Model": "minimax_h3",
     "comfy.ldm.krea2.model.SingleStreamDiT": "krea2",
+    "comfy.ldm.aura.mmdit.MMDiT": "auraflow",
 }
 _CASCADE = (
     "Stable Cascade",
@@ -94,7 +97,8 @@ MODELS = (
     "SD 1.x", "SD 2.x", "SDXL", "SD 3", "Flux", "LongCat", "Ovis-Image", "OmniGen 2", "PixArt", "HunyuanDiT",
     "LTX-Video", "LTX-2", "Wan", "Cosmos", "Cosmos-Predict2", "Anima", "Kandinsky 5", "ACE-Step", "Stable Audio",
     "Qwen-Image", "Lumina 2", "Z-Image", "Mage-Flow", "Lens", "ERNIE-Image", "JoyImage", "Mochi", "CogVideoX",
-    "HiDream-I1", "PixelDiT", "PiD", "MiniMax H3", "Krea 2",
+    "HiDream-I1", "PixelDiT", "PiD", "MiniMax H3", "Krea 2", "AuraFlow", "Chroma", "HunyuanVideo",
+    "HunyuanImage",
 )  # fmt: skip
 MODELS_IN_WORDS = f"{', '.join(MODELS[:-1])} or {MODELS[-1]}"
 
