@@ -1,6 +1,6 @@
 # Everything is installed into build/ and runs from there. `make help` lists the commands.
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench fuzz soak presets lint demo-model environment clean
+.PHONY: help demo test bench fuzz soak presets presets-check lint demo-model environment clean
 
 # An environment of its own for every ComfyUI and interpreter, so that switching costs nothing.
 chosen := $(strip $(COMFYUI_PATH) $(PYTHON))
@@ -43,6 +43,9 @@ soak: environment ## 1,000 prompts beside a ComfyUI without the pack: memory and
 
 presets: environment ## the table of presets: each against its authors' formula, and how far a stock KSampler is off
 	@$(in_environment) PYTHONPATH=tests $(python) -P -m presets
+
+presets-check: environment ## compare the presets with ComfyUI's newest official templates; writes web/docs/presets-check.md
+	@$(in_environment) $(python) -P -m pytest -c tests/pytest.ini -q -s tests/nodes/sampling/check_templates.py $(ARGS)
 
 lint: environment ## check the style of the code
 	@$(venv)/bin/ruff check .

@@ -103,7 +103,7 @@ class NASAAlphaSweep(io.ComfyNode):
         if vae is None:
             raise ValueError("The vae is empty, as diffusion models have none: connect a Load VAE to it.")
         strengths = alphas(alpha_from, alpha_to, count)
-        choice = preset_for(cls, model, preset)
+        choice = preset_for(cls, model, preset, latent_image)
         acting, remark = without_empty(cls, negative)
         info = show(cls, f"{choice.sentence} {remark}".rstrip())
         sampled, sigmas = steps(with_preset(model, choice.preset))

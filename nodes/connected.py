@@ -4,6 +4,8 @@ from comfy.model_patcher import ModelPatcher
 
 from .quoting import as_written
 
+MOST_STEPS = 50
+
 
 def check_model(model: object) -> None:
     """Raise ValueError, one sentence, unless it is a model."""
@@ -27,3 +29,9 @@ def check_seed(seed: float) -> None:
     """Raise ValueError, one sentence, unless it is a whole number of 64 bits."""
     if not 0 <= seed < 1 << 64 or int(seed) != seed:
         raise ValueError(f"seed is {as_written(seed)}: give a whole number from 0 to {(1 << 64) - 1}.")
+
+
+def check_steps(steps: float) -> None:
+    """Raise ValueError, one sentence, unless it is a whole number of steps, or 0."""
+    if not 0 <= steps <= MOST_STEPS or int(steps) != steps:
+        raise ValueError(f"steps is {as_written(steps)}: give a whole number from 0 (the preset's) to {MOST_STEPS}.")

@@ -2,8 +2,8 @@
 
 from comfy_api.latest import io, ui
 
-from .connected import check_model
-from .preset_choice import HIDDEN, preset_for, preset_input, show, tables_now
+from .connected import check_model, check_numbers, check_steps
+from .preset_choice import HIDDEN, preset_for, preset_input, show, steps_input, tables_now
 from .quoting import printable_errors
 from .sampling.one_step import with_preset
 from .sampling.saved import saying
@@ -25,6 +25,15 @@ class SNOOPIModelSampling(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="A one-step or few-step model. It is not changed itself."),
                 preset_input(),
+                io.Latent.Input(
+                    "latent_image",
+                    optional=True,
+                    tooltip=(
+                        "The latent that is sampled, for models whose steps depend on the size of the picture, such as "
+                        "FLUX.2 klein; unconnected, it is the size they were made for."
+                    ),
+                ),
+                steps_input(),
             ],
             outputs=[
                 io.Model.Output(display_name="MODEL", tooltip="The model, for any sampler."),
@@ -39,13 +48,19 @@ class SNOOPIModelSampling(io.ComfyNode):
 
     @classmethod
     @printable_errors
-    def execute(cls, model, preset) -> io.NodeOutput:
+    def execute(cls, model, preset, latent_image=None, steps=0) -> io.NodeOutput:
         check_model(model)
-        choice = preset_for(cls, model, preset)
+        check_numbers(steps=steps)
+        check_steps(steps)
+        choice = preset_for(cls, model, preset, latent_image, steps)
         taken = choice.preset
         model = with_preset(model, taken)
         count = "1 step" if len(taken.timesteps) == 1 else f"{len(taken.timesteps)} steps"
         sampler = model.get_model_object("model_sampling").sampler
         info = f"{choice.sentence} Set the KSampler to {count}, CFG {taken.cfg:g}, {sampler}, simple."
+        if taken.stage:
+            first, end = taken.stage
+            info += f" It must be a KSampler (Advanced) that starts at step {first} and ends at step {end}"
+            info += ", with add_noise disabled." if first else ", and returns with leftover noise."
         info = show(cls, info)
         return io.NodeOutput(saying(model, taken) if choice.known else model, info, ui=ui.PreviewText(info))

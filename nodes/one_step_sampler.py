@@ -3,7 +3,7 @@
 import latent_preview
 from comfy_api.latest import io, ui
 
-from .connected import check_model, check_numbers, check_seed
+from .connected import check_model, check_numbers, check_seed, check_steps
 from .empty_prompt import without_empty
 from .guidance.conditioning import check_conditioning
 from .guidance.kept import kept_for_clones
@@ -11,11 +11,12 @@ from .guidance.layouts import text_width
 from .guidance.payload import AUTO, patch
 from .guidance.rules import LARGEST_ALPHA
 from .nasa_patch import ALPHA_TOOLTIP
-from .preset_choice import HIDDEN, preset_for, preset_input, show, tables_now
+from .preset_choice import HIDDEN, preset_for, preset_input, show, steps_input, tables_now
 from .quoting import printable_errors
 from .sampling.detect import alpha_of
 from .sampling.latent import checked_latent
-from .sampling.one_step import reads_unconditional, sample, steps, with_preset
+from .sampling.one_step import reads_unconditional, sample, with_preset
+from .sampling.one_step import steps as sigmas_of
 from .schema import schema
 
 
@@ -77,6 +78,7 @@ class SNOOPIOneStepSampler(io.ComfyNode):
                         "timestep at or under it: 0.5 means 500 of 1000."
                     ),
                 ),
+                steps_input(),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The picture as a latent, ready for VAE Decode."),
@@ -92,15 +94,16 @@ class SNOOPIOneStepSampler(io.ComfyNode):
     @classmethod
     @printable_errors
     def execute(
-        cls, model, positive, latent_image, seed, preset, negative=None, alpha=-1.0, denoise=1.0
+        cls, model, positive, latent_image, seed, preset, negative=None, alpha=-1.0, denoise=1.0, steps=0
     ) -> io.NodeOutput:
         check_model(model)
-        check_numbers(seed=seed, alpha=alpha, denoise=denoise)
+        check_numbers(seed=seed, alpha=alpha, denoise=denoise, steps=steps)
+        check_steps(steps)
         check_seed(seed)
         check_conditioning("positive", positive, text_width(model.get_model_object("diffusion_model")))
         latent_image = checked_latent(latent_image)
-        choice = preset_for(cls, model, preset)
-        sampled, sigmas = steps(with_preset(model, choice.preset), denoise)
+        choice = preset_for(cls, model, preset, latent_image, steps)
+        sampled, sigmas = sigmas_of(with_preset(model, choice.preset), denoise)
         info = choice.sentence
         if negative is not None:
             acting, remark = without_empty(cls, negative)

@@ -1,17 +1,23 @@
 """What every node with a preset shares: the input, how the preset is found, and how the user is told."""
 
 import contextlib
+import dataclasses
 import logging
 import sys
 
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
+from .connected import MOST_STEPS
 from .quoting import sentence, shown
+from .sampling.backbones import BACKBONES, backbone_of
 from .sampling.detect import AUTO, Choice, choose
 from .sampling.files import stamp
+from .sampling.latent import pixels_of
 from .sampling.origin import origin_of
 from .sampling.presets import PATH, usable_presets, user_path
+from .sampling.schedule import with_steps
+from .schema import advanced
 
 HIDDEN = [io.Hidden.dynprompt, io.Hidden.unique_id]
 
@@ -32,14 +38,42 @@ def preset_input() -> io.Combo.Input:
     )
 
 
-def preset_for(node: type[io.ComfyNode], model: ModelPatcher, name: str) -> Choice:
-    """The preset a node was asked for; `auto` also looks at the graph before it.
+def steps_input() -> io.Int.Input:
+    """How many steps, where they are not to be those of the preset."""
+    return advanced(
+        io.Int.Input(
+            "steps",
+            default=0,
+            min=0,
+            max=MOST_STEPS,
+            optional=True,
+            tooltip=(
+                "How many steps; 0 takes those of the preset, which the model was made for. Another number makes the "
+                "list as its authors' scheduler would."
+            ),
+        )
+    )
+
+
+def preset_for(
+    node: type[io.ComfyNode], model: ModelPatcher, name: str, latent: dict | None = None, steps: int = 0
+) -> Choice:
+    """The preset a node was asked for, with its list for the size of `latent` and so many steps.
+
+    `auto` also looks at the graph before the node.
+
+    Args:
+        latent: a LATENT that is made or changed; None for the size the preset is made for.
+        steps: 0 for those of the preset.
 
     Raises:
-        ValueError: there is no such preset, or none fits the model.
+        ValueError: there is no such preset, none fits the model, or the model is known to need many steps and CFG.
     """
     graph, node_id = (node.hidden.dynprompt, node.hidden.unique_id) if node.hidden else (None, None)
-    return choose(model, name, origin_of(model, graph, node_id) if name == AUTO else None)
+    choice = choose(model, name, origin_of(model, graph, node_id) if name == AUTO else None)
+    if choice.undistilled and BACKBONES[backbone_of(model)].refuses_bases:
+        raise ValueError(f"{choice.reason[:1].upper()}{choice.reason[1:]}.")
+    return dataclasses.replace(choice, preset=with_steps(choice.preset, int(steps), pixels_of(model, latent)))
 
 
 def tables_now() -> str:

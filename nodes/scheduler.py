@@ -2,10 +2,11 @@
 
 from comfy_api.latest import io
 
-from .connected import check_model, check_numbers
-from .preset_choice import HIDDEN, preset_for, preset_input, show, tables_now
+from .connected import check_model, check_numbers, check_steps
+from .preset_choice import HIDDEN, preset_for, preset_input, show, steps_input, tables_now
 from .quoting import printable_errors
-from .sampling.one_step import steps, with_preset
+from .sampling.one_step import steps as sigmas_of
+from .sampling.one_step import with_preset
 from .schema import schema
 
 
@@ -33,6 +34,15 @@ class SNOOPIOneStepScheduler(io.ComfyNode):
                     optional=True,
                     tooltip="How much of a picture may change: the listed timesteps above it are left out.",
                 ),
+                io.Latent.Input(
+                    "latent_image",
+                    optional=True,
+                    tooltip=(
+                        "The latent that is sampled, for models whose steps depend on the size of the picture, such as "
+                        "FLUX.2 klein; unconnected, it is the size they were made for."
+                    ),
+                ),
+                steps_input(),
             ],
             outputs=[io.Sigmas.Output(display_name="SIGMAS", tooltip="The noise level of every step, the last 0.")],
             hidden=HIDDEN,
@@ -44,9 +54,10 @@ class SNOOPIOneStepScheduler(io.ComfyNode):
 
     @classmethod
     @printable_errors
-    def execute(cls, model, preset, denoise=1.0) -> io.NodeOutput:
+    def execute(cls, model, preset, denoise=1.0, latent_image=None, steps=0) -> io.NodeOutput:
         check_model(model)
-        check_numbers(denoise=denoise)
-        choice = preset_for(cls, model, preset)
+        check_numbers(denoise=denoise, steps=steps)
+        check_steps(steps)
+        choice = preset_for(cls, model, preset, latent_image, steps)
         show(cls, choice.sentence)
-        return io.NodeOutput(steps(with_preset(model, choice.preset), denoise)[1])
+        return io.NodeOutput(sigmas_of(with_preset(model, choice.preset), denoise)[1])

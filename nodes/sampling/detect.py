@@ -2,21 +2,22 @@
 
 import contextlib
 import dataclasses
-import fnmatch
-import re
 from dataclasses import dataclass
 
 from comfy.model_patcher import ModelPatcher
 
 from ..quoting import as_written, listed, quoted
-from .backbones import BACKBONES, backbone_of
+from .backbones import BACKBONES, FLUX2_DEV, backbone_of, reads_guidance
 from .base import contradiction, on_base, put_aside
 from .files import FORMAT, PREFIX, ModelFile
+from .names import is_for_other_families, is_published_base, named_by, preset_by_name, stage_of
 from .origin import Origin, origin_of
 from .parameterization import PresetSampling
-from .presets import Preset, all_presets, changed, find_preset, usable_presets
+from .presets import Preset, all_presets, changed, find_preset, read_presets, usable_presets
 
 AUTO = "auto"
+#: The row that a file of ours fills in where it names none, by family: those for one step.
+ONE_STEP = {"SD 1.x": "sd", "SD 2.x": "sd", "SDXL": "sd", "PixArt": "pixart"}
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
 
@@ -24,6 +25,7 @@ PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 class Choice:
     """The preset taken, and why, as the end of a sentence; `known` is False for the last resort.
 
+    undistilled: whether the model is known to be none of few steps, so that any list of steps is wrong.
     notes: whole sentences on what a file says but cannot be followed.
     trouble: what is wrong with the user's own table, which nothing was taken from.
     """
@@ -31,6 +33,7 @@ class Choice:
     preset: Preset
     reason: str
     known: bool = True
+    undistilled: bool = False
     notes: tuple[str, ...] = ()
     trouble: str = ""
 
@@ -75,10 +78,15 @@ def _chosen(model: ModelPatcher, name: str, origin: Origin | None) -> Choice:
         return Choice(set_before.preset, "set by SNOOPI Model Sampling")
 
     origin = origin or origin_of(model)
-    told = {file: _told(model, file) for file in (*origin.loras, *origin.bases) if file}
-    notes = tuple(dict.fromkeys(note for choice in told.values() for note in choice.notes))
+    backbone = backbone_of(model)
+    told = {file: _told(model, file, file in origin.loras) for file in (*origin.loras, *origin.bases) if file}
+    notes = [note for choice in told.values() for note in choice.notes]
+    notes = tuple(dict.fromkeys([*notes, *_idle_notes(origin, backbone)]))
     for file in origin.loras:
         if told[file].known:
+            if stage := stage_of(told[file].preset, [base.name for base in origin.bases if base]):
+                reason = f"{told[file].reason}, for the stage that the model's file {quoted(stage[1])} is"
+                return Choice(stage[0], reason, notes=notes)
             return dataclasses.replace(told[file], notes=notes)
     ways = [told[file] if file else UNKNOWN for file in origin.bases]
     doubt = _doubt(origin, told)
@@ -88,17 +96,30 @@ def _chosen(model: ModelPatcher, name: str, origin: Origin | None) -> Choice:
         reason = f"{ways[0].reason}, but {doubt}; choose a preset if the picture is poor"
         return Choice(ways[0].preset, reason, known=False, notes=notes)
 
-    backbone = backbone_of(model)
     if backbone is None:
         raise ValueError(
-            f"The model ({type(model.model).__name__}) is of a family that no preset is for: "
-            f"choose a model of {', '.join(BACKBONES)}, or write a row of your own."
+            f"The model ({type(model.model).__name__}) is of a family that no preset is for: choose a model of "
+            f"{', '.join(BACKBONES)}, use a KSampler with the steps of its authors, or write a row of your own."
         )
-    fallback = all_presets()[BACKBONES[backbone].fallback]
-    if backbone == "FLUX.1" and not doubt and not model.model.model_config.unet_config.get("guidance_embed", False):
-        return Choice(fallback, "the network has the structure of FLUX.1 schnell", notes=notes)
+    presets = all_presets()
+    if backbone == "FLUX.1" and not doubt and not reads_guidance(model):
+        return Choice(presets["flux-schnell"], "the network has the structure of FLUX.1 schnell", notes=notes)
+    is_dev = backbone == "FLUX.2" and reads_guidance(model)
+    fallback = presets[FLUX2_DEV if is_dev else BACKBONES[backbone].fallback]
+    bases = [file for file in origin.bases if file and is_published_base(file.name, backbone)]
+    if bases and len(bases) == len(origin.bases) and not origin.unknown_lora:
+        reason = (
+            f"this looks like an undistilled model (by the name of the file {quoted(bases[0].name)}): use a KSampler "
+            f"with CFG, or choose a preset"
+        )
+        return Choice(fallback, reason, known=False, undistilled=True, notes=notes)
     doubt = doubt or "neither the file nor its name tells what the model is"
-    reason = f"{doubt}, so it is run as {backbone} models usually are; choose a preset if the picture is poor"
+    if is_dev or (backbone == "FLUX.1" and reads_guidance(model)):
+        doubt += f", and its network has the structure of {backbone} dev, which takes 20 steps without a LoRA"
+    reason = (
+        f"{doubt}, so it is run in {len(fallback.timesteps)} steps as few-step {backbone} models mostly are; choose a "
+        f"preset if the picture is poor, or use a KSampler with CFG if it is an undistilled model"
+    )
     return Choice(fallback, reason, known=False, notes=notes)
 
 
@@ -110,7 +131,17 @@ def _doubt(origin: Origin, told: dict[ModelFile, Choice]) -> str:
         return f"auto cannot know which of several models it is ({several})"
     if origin.unknown_lora:
         return "auto cannot know what a LoRA on it is for, since the graph does not name its file"
-    return ""
+    return next((choice.reason for choice in told.values() if not choice.known and choice.reason), "")
+
+
+def _idle_notes(origin: Origin, backbone: str | None) -> list[str]:
+    """A sentence for each few-step LoRA before the model that is for another family, and so changes nothing."""
+    notes = []
+    for name in origin.idle:
+        if families := is_for_other_families(name, backbone):
+            wanted = " and ".join(families)
+            notes.append(f"The LoRA {quoted(name)} is for {wanted} and changes nothing in this {backbone} model.")
+    return notes
 
 
 #: What a file tells that tells nothing.
@@ -118,16 +149,8 @@ UNKNOWN = Choice(Preset("", "eps", ()), "", known=False)
 
 
 def preset_by_file_name(name: str, backbone: str | None) -> Preset | None:
-    """The row whose file pattern is found in `name` (the longest such pattern), among those for `backbone`."""
-    name = _plain(name)
-    matches = [
-        (len(pattern), row)
-        for row in all_presets().values()
-        if not row.backbones or backbone in row.backbones
-        for pattern in row.files
-        if fnmatch.fnmatchcase(name, f"*{_plain(pattern)}*")
-    ]
-    return max(matches, key=lambda match: match[0], default=(0, None))[1]
+    """The row that a file's name tells of, among those for `backbone`; None if none, or several."""
+    return preset_by_name(name, backbone).row
 
 
 def alpha_of(choice: Preset, model: ModelPatcher) -> float:
@@ -136,8 +159,8 @@ def alpha_of(choice: Preset, model: ModelPatcher) -> float:
     return choice.alpha if choice.alpha is not None else BACKBONES[backbone].alpha if backbone else 0.5
 
 
-def _told(model: ModelPatcher, file: ModelFile) -> Choice:
-    """The preset that a file says or has in its name; not known if neither."""
+def _told(model: ModelPatcher, file: ModelFile, is_lora: bool) -> Choice:
+    """The preset that a file says or has in its name; not known if neither, with the doubt there is as its reason."""
     if file.chosen is not None:
         return Choice(find_preset(file.chosen), "as chosen in the SNOOPI Checkpoint Loader")
     backbone = backbone_of(model)
@@ -147,25 +170,35 @@ def _told(model: ModelPatcher, file: ModelFile) -> Choice:
         notes.append(
             f"The file {quoted(file.name)} has changed since it was loaded: to load it anew, free ComfyUI's cache."
         )
-    named = preset_by_file_name(file.name, backbone)
-    for preset, reason in (
-        (
-            described,
-            f"the file {quoted(file.name)} says so itself"
-            if not note
-            else f"by what else the file {quoted(file.name)} says",
-        ),
-        (named, f"by the name of the file {quoted(file.name)}"),
-    ):
+    said = f"the file {quoted(file.name)} says so itself"
+    if note:
+        said = f"by what else the file {quoted(file.name)} says"
+    named, reason = named_by(file, backbone, is_lora)
+    doubt = "" if named.row else reason
+    for preset, why in ((described, said), (named.row, reason)):
         stated = contradiction(model, preset) if preset else None
         if stated:
             notes.append(
                 f"The preset {quoted(preset.name)} is not for a model that predicts {stated}, "
                 f"which {quoted(file.name)} is."
             )
+        elif preset and is_lora and file.strength < preset.strength / 2:
+            notes.append(
+                f"The LoRA {quoted(file.name)} acts at strength {file.strength:g}, too weak to make a few-step model "
+                f"of it: its preset {quoted(preset.name)} is for {preset.strength:g}."
+            )
         elif preset:
-            return Choice(preset, reason, notes=tuple(notes))
-    return dataclasses.replace(UNKNOWN, notes=tuple(notes))
+            shadowed = _shadowed(preset)
+            return Choice(preset, why, notes=(*notes, shadowed) if shadowed else tuple(notes))
+    return dataclasses.replace(UNKNOWN, reason=doubt, notes=tuple(notes))
+
+
+def _shadowed(preset: Preset) -> str:
+    """A sentence if a row of the user's takes the place of one of ours."""
+    ours = read_presets().get(preset.name)
+    if ours is None or ours == all_presets().get(preset.name):
+        return ""
+    return f"Your own row {quoted(preset.name)} takes the place of the pack's."
 
 
 def _described(file: ModelFile, backbone: str | None) -> tuple[Preset | None, str]:
@@ -190,7 +223,7 @@ def _described(file: ModelFile, backbone: str | None) -> tuple[Preset | None, st
         return None, note
     base = row or preset_by_file_name(file.name, backbone)
     if base is None:
-        name = BACKBONES[backbone].fallback if backbone else "sd"
+        name = ONE_STEP.get(backbone) or (BACKBONES[backbone].fallback if backbone else "sd")
         base = dataclasses.replace(presets[name], name="from file", model="")
     told = {
         "timesteps": _number(says.get("start_timestep")),
@@ -209,7 +242,3 @@ def _number(text: str | None) -> int | float | str | None:
         with contextlib.suppress(TypeError, ValueError):
             return kind(text)
     return text
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[-_. ]+", "-", name.replace("\\", "/").lower())

@@ -21,6 +21,8 @@ PREFIX = "snoopi."
 FORMAT = "1"
 #: A tensor of this name holds what a file says of itself where ComfyUI writes the metadata (saved.py).
 WORDS = "snoopi.metadata"
+#: How the weights of a LoRA begin that change a text encoder.
+TEXT_LAYERS = ("lora_te", "text_encoder", "text_model", "te1", "te2", "clip_l", "clip_g")
 WHOLE = ("checkpoints", "diffusion_models", "unet_gguf")
 LORAS = ("loras",)
 SAFETENSORS = (".safetensors", ".sft")
@@ -35,12 +37,16 @@ class ModelFile:
     metadata: of its safetensors, as it was when the model was loaded.
     chosen: the preset that the user chose for it in the SNOOPI Checkpoint Loader.
     changed: whether the file on the disk is no longer the one that was loaded.
+    strength: at which it acts, for a LoRA.
+    changes_text: whether it is a LoRA that changes a text encoder too.
     """
 
     name: str
     metadata: dict[str, str] = field(default_factory=dict, hash=False)
     chosen: str | None = None
     changed: bool = False
+    strength: float = 1.0
+    changes_text: bool = False
 
 
 def remember(model: ModelPatcher, file: ModelFile) -> None:
@@ -109,6 +115,22 @@ def read_metadata(path: str) -> dict[str, str]:
         return _read_metadata(path, now)
     except (OSError, SafetensorError):
         return {}
+
+
+def changes_text(path: str) -> bool:
+    """Whether a LoRA's file changes a text encoder too."""
+    return _changes_text(path, stamp(path))
+
+
+@functools.lru_cache(maxsize=64)
+def _changes_text(path: str, now: tuple[int, int] | None) -> bool:
+    if now is None or not path.lower().endswith(SAFETENSORS):
+        return False
+    try:
+        with safe_open(path, framework="pt") as file:
+            return any(key.startswith(TEXT_LAYERS) for key in file.keys())  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return False
 
 
 @functools.lru_cache(maxsize=64)

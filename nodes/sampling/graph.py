@@ -40,10 +40,16 @@ def sources(graph: Graph, node_id: str | None, name: str = "model") -> set[str |
     return _sources(listed, link, set()) if _is_link(link) else {None}
 
 
-def names(graph: Graph, node_id: str | None) -> Iterator[str]:
-    """Every text in the graph, also inside lists and dicts, that of the nearest nodes before `node_id` first."""
+def names(graph: Graph, node_id: str | None, name: str | None = None) -> Iterator[str]:
+    """Every text in the graph, also inside lists and dicts, that of the nearest nodes before `node_id` first.
+
+    With the `name` of an input of that node, only the texts of the nodes before it.
+    """
     listed, seen = _nodes(graph), set()
-    for start in (str(node_id), *listed):
+    if name is not None:
+        link = listed.get(str(node_id), {}).get("inputs", {}).get(name)
+        starts = (link[0],) if _is_link(link) else ()
+    for start in (str(node_id), *listed) if name is None else starts:
         waiting = [start]
         while waiting:
             node_id = waiting.pop(0)

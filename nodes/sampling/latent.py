@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from comfy.nested_tensor import NestedTensor
 
 from ..quoting import as_written
 
@@ -24,14 +25,17 @@ def checked_latent(latent: object) -> dict:
         what = "empty" if latent is None else f"no latent but of type {type(latent).__name__}"
         raise ValueError(f"The latent_image is {what}: {REMEDY}.")
     samples = latent.get("samples")
-    if not torch.is_tensor(samples):
+    streams = streams_of(samples)
+    if not streams or not all(map(torch.is_tensor, streams)):
         raise ValueError(f"The latent_image is without samples: {REMEDY}.")
-    if samples.ndim < 4 or 0 in samples.shape:
-        size = " x ".join(map(str, samples.shape))
-        raise ValueError(
-            f"The latent_image is of size {size}: connect an Empty Latent Image at least 16 pixels wide and high."
-        )
-    checked = {**latent, "samples": _numbers("latent_image", samples)}
+    for stream in streams:
+        if stream.ndim < 4 - (stream is not streams[0]) or 0 in stream.shape:
+            size = " x ".join(map(str, stream.shape))
+            raise ValueError(
+                f"The latent_image is of size {size}: connect an Empty Latent Image at least 16 pixels wide and high."
+            )
+    numbers = [_numbers("latent_image", stream) for stream in streams]
+    checked = {**latent, "samples": type(samples)(numbers) if isinstance(samples, NestedTensor) else numbers[0]}
     if latent.get("noise_mask") is not None:
         checked["noise_mask"] = _checked_mask(latent["noise_mask"])
     if latent.get("batch_index") is not None:
@@ -51,6 +55,25 @@ def fitting(samples: torch.Tensor) -> Iterator[None]:
     except (RuntimeError, ValueError, ZeroDivisionError, OverflowError) as error:
         size = " x ".join(map(str, samples.shape))
         raise ValueError(f"The latent_image, of size {size}, does not fit this model: {REMEDY} of its kind.") from error
+
+
+def streams_of(samples: object) -> list:
+    """The parts of what is sampled: picture and sound where ComfyUI keeps them together, else the samples alone."""
+    return list(samples.unbind()) if isinstance(samples, NestedTensor) else [samples]
+
+
+def pixels_of(model, latent: dict | None) -> int | None:
+    """How many pixels a picture of a LATENT has; None if there is none, or it holds no picture."""
+    samples = streams_of(latent.get("samples"))[0] if isinstance(latent, dict) else None
+    if not torch.is_tensor(samples) or samples.ndim < 4:
+        return None
+    latent_format = model.get_model_object("latent_format")
+    # Older cores do not tell; there the only formats of 128 channels whose lists depend on the size are FLUX.2's.
+    side = 16 if latent_format.latent_channels == 128 else 8
+    side = getattr(latent_format, "spacial_downscale_ratio", side)
+    if isinstance(latent.get("downscale_ratio_spacial"), (int, float)):
+        side = latent["downscale_ratio_spacial"]
+    return round(samples.shape[-1] * samples.shape[-2] * side**2)
 
 
 def check_size(samples: torch.Tensor, latent_format) -> None:

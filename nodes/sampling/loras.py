@@ -22,13 +22,13 @@ DIFFERENCES = (".diff", ".diff_b", ".w_norm", ".b_norm", ".set_weight")
 _last: "weakref.WeakKeyDictionary[BaseModel, tuple[tuple, tuple]]" = weakref.WeakKeyDictionary()
 
 
-def loras_of(model: ModelPatcher, paths: Iterable[str]) -> tuple[list[str], bool]:
-    """The files among `paths` that act on the model, and whether another LoRA does too.
+def loras_of(model: ModelPatcher, paths: Iterable[str]) -> tuple[dict[str, float], bool]:
+    """The files among `paths` that act on the model with their strength, and whether another LoRA does too.
 
     Weights that the model carries without having them from a file (a merge of models, see `is_merged`) are no LoRA.
     """
     if not model.patches:
-        return [], "bypass_lora" in model.injections
+        return {}, "bypass_lora" in model.injections
     paths = list(dict.fromkeys(paths))
     state = model.patches_uuid, [(path, stamp(path)) for path in paths]
     before, found = _last.get(model.model, (None, None))
@@ -43,18 +43,20 @@ def is_merged(model: ModelPatcher) -> bool:
     return any(isinstance(weights, list) for entries in model.patches.values() for _, weights, *_ in entries)
 
 
-def _compare(model: ModelPatcher, paths: list[str]) -> tuple[list[str], bool]:
-    adapters = [
-        adapter
+def _compare(model: ModelPatcher, paths: list[str]) -> tuple[dict[str, float], bool]:
+    strengths = {
+        id(adapter): (strength, adapter)
         for entries in model.patches.values()
         for strength, adapter, *_ in entries
         if strength != 0 and not isinstance(adapter, list)
-    ]
-    found = []
+    }
+    adapters = [adapter for _, adapter in strengths.values()]
+    found = {}
     for path in paths:
         left = _without(adapters, path) if adapters else adapters
         if len(left) < len(adapters):
-            found.append(path)
+            kept = {id(adapter) for adapter in left}
+            found[path] = max((strengths[id(one)][0] for one in adapters if id(one) not in kept), key=abs)
             adapters = left
     return found, bool(adapters) or "bypass_lora" in model.injections
 

@@ -20,9 +20,14 @@ from ..guidance.regions import check_places
 from ..quoting import listed, quoted
 from .backbones import backbone_of
 from .base import base_sampling, contradiction, on_base
-from .latent import DOWNSCALES, check_size, fitting
+from .latent import DOWNSCALES, check_size, fitting, streams_of
 from .parameterization import PREDICTIONS, PresetSampling, formula_of, with_formula
 from .presets import Preset, usable_presets
+
+#: In a LATENT that is not finished: the preset that left it so.
+LEFT_NOISY = "snoopi_left_noisy_by"
+#: Types of comfy.model_base.ModelType; older versions lack the last.
+TRAINED_AS_FLOW = ("FLOW", "FLUX", "FLOW_AV")
 
 
 def with_preset(model: ModelPatcher, preset: Preset) -> ModelPatcher:
@@ -44,7 +49,7 @@ def with_preset(model: ModelPatcher, preset: Preset) -> ModelPatcher:
 
 
 def steps(model: ModelPatcher, strength: float = 1.0) -> tuple[ModelPatcher, torch.Tensor]:
-    """The model to sample with and the sigmas of its steps, in fp32, the last 0.
+    """The model to sample with and the sigmas of its steps, in fp32, the last 0 unless another model goes on.
 
     Below strength 1 the first listed timestep at or under 1000 * strength is where sampling starts, from the picture
     with that much noise added, as a scheduler's add_noise does it: what else the preset says of its first noise is for
@@ -61,6 +66,8 @@ def steps(model: ModelPatcher, strength: float = 1.0) -> tuple[ModelPatcher, tor
         raise ValueError(f"denoise is {strength}: give a number above 0 and up to 1.")
     sampling: PresetSampling = model.get_model_object("model_sampling")
     preset, sigmas = sampling.preset, sampling.listed_sigmas()
+    if preset.stage:
+        return model, _stage(preset, sigmas, strength)
     if strength < 1:
         if _lowest_start(preset) > 1000 * strength:
             raise ValueError(_too_low(model, preset, strength))
@@ -73,6 +80,16 @@ def steps(model: ModelPatcher, strength: float = 1.0) -> tuple[ModelPatcher, tor
             model = model.clone()
             model.add_object_patch("model_sampling", _sampling(model, dataclasses.replace(preset, noise="vp")))
     return model, torch.cat([sigmas, sigmas.new_zeros(1)])
+
+
+def _stage(preset: Preset, sigmas: torch.Tensor, strength: float) -> torch.Tensor:
+    if strength < 1:
+        raise ValueError(
+            f"denoise is {strength:g}, but the preset {quoted(preset.name)} is one of two stages, which take turns "
+            f"from noise alone: set denoise to 1."
+        )
+    first, end = preset.stage
+    return torch.cat([sigmas, sigmas.new_zeros(1)])[first : end + 1]
 
 
 def sample(
@@ -103,14 +120,21 @@ def sample(
     """
     downscale = {key: latent[key] for key in DOWNSCALES if key in latent}
     known = inspect.signature(comfy.sample.fix_empty_latent_channels).parameters  # older cores know none of them
-    with fitting(latent["samples"]):
-        samples = comfy.sample.fix_empty_latent_channels(
-            model, latent["samples"], **{key: value for key, value in downscale.items() if key in known}
-        )
-    check_size(samples, model.get_model_object("latent_format"))
-    check_places("positive", positive, samples[:, :1])
+    samples = latent["samples"]
+    if len(streams_of(samples)) == 1:
+        with fitting(samples):
+            samples = comfy.sample.fix_empty_latent_channels(
+                model, samples, **{key: value for key, value in downscale.items() if key in known}
+            )
+    picture = streams_of(samples)[0]
+    check_size(picture, model.get_model_object("latent_format"))
+    check_places("positive", positive, picture[:, :1])
     positive = [[dense(embedding), *more] for embedding, *more in positive]
+    preset = model.get_model_object("model_sampling").preset
+    check_stage(preset, latent)
     noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
+    if preset.stage and preset.stage[0] > 0:
+        noise = noise * 0  # what comes in is noisy already
     if samples.dtype == torch.float16:  # older cores sample in it, and end in NaN
         samples, noise = samples.float(), noise.float()
 
@@ -130,12 +154,29 @@ def sample(
         seed=seed,
     )
     samples = samples.to(comfy.model_management.intermediate_device())
-    if not torch.isfinite(samples).all():
+    if not all(torch.isfinite(stream).all() for stream in streams_of(samples)):
         raise ValueError(
             "The picture came out as NaN or infinite numbers: start ComfyUI with --force-fp32, or look for a LoRA, a "
             "prompt weight or a latent with very large numbers."
         )
-    return {key: value for key, value in latent.items() if key not in downscale} | {"samples": samples}
+    latent = {key: value for key, value in latent.items() if key not in (*downscale, LEFT_NOISY)}
+    left_noisy = {LEFT_NOISY: preset.name} if float(sigmas[-1]) > 0 else {}
+    return latent | {"samples": samples} | left_noisy
+
+
+def check_stage(preset: Preset, latent: dict) -> None:
+    """Raise ValueError, one sentence, unless the stages of a model of several follow on each other."""
+    before, goes_on = latent.get(LEFT_NOISY), bool(preset.stage) and preset.stage[0] > 0
+    if before is not None and not goes_on:
+        raise ValueError(
+            f"The latent_image was left noisy by the preset {quoted(before)}, and the preset {quoted(preset.name)} "
+            f"does not go on from there: choose the preset of its second stage, with the model of that stage."
+        )
+    if goes_on and before is None and not any(map(torch.count_nonzero, streams_of(latent["samples"]))):
+        raise ValueError(
+            f"The preset {quoted(preset.name)} goes on from a latent that the first model left noisy, but the "
+            f"latent_image is empty: connect the latent of a SNOOPI One-Step Sampler with the other model of the two."
+        )
 
 
 class _Guider(comfy.samplers.CFGGuider):
@@ -204,7 +245,7 @@ def _sampling(model: ModelPatcher, preset: Preset) -> PresetSampling:
     base, sampling = model.model, base_sampling(model)
     if preset.follows_base or not preset.is_flow:
         return _on_schedule(preset, sampling, base.model_config)
-    is_trained_so = base.model_type in (ModelType.FLOW, ModelType.FLUX)
+    is_trained_so = base.model_type.name in TRAINED_AS_FLOW
     own = 1.0 if base.model_type == ModelType.FLUX else base.model_config.sampling_settings.get("multiplier", 1000)
     return PREDICTIONS[preset.prediction](preset, sampling, own if is_trained_so else 1000)
 

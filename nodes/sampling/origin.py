@@ -1,5 +1,6 @@
 """What a model was made of: the file it was loaded from and the LoRAs on it, as far as that can be known."""
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import folder_paths
 from comfy.model_patcher import ModelPatcher
 
-from .files import LORAS, ModelFile, file_of, path_of, remembered
+from .files import LORAS, ModelFile, changes_text, file_of, name_of, path_of, remembered
 from .graph import Graph, names, sources
 from .loras import is_merged, loras_of
 from .weights import holds
@@ -20,11 +21,13 @@ class Origin:
     bases: the file it was loaded from; several if it was one of them, or if they are mixed; None for one not known.
     loras: the LoRAs that act on it, the nearest first.
     unknown_lora: whether a LoRA acts on it that is none of them.
+    idle: LoRAs that stand in the graph before it and change nothing in it.
     """
 
     bases: tuple[ModelFile | None, ...] = (None,)
     loras: tuple[ModelFile, ...] = ()
     unknown_lora: bool = False
+    idle: tuple[str, ...] = ()
 
 
 def origin_of(model: ModelPatcher, graph: Graph = None, node_id: str | None = None) -> Origin:
@@ -46,7 +49,12 @@ def origin_of(model: ModelPatcher, graph: Graph = None, node_id: str | None = No
         bases = {carried}
     loras, unknown = loras_of(model, _loras_in(list(names(graph, node_id))))
     files = tuple(sorted(bases, key=lambda file: file.name if file else ""))
-    return Origin(files, tuple(file_of(model, path) for path in loras), unknown)
+    acting = tuple(
+        dataclasses.replace(file_of(model, path), strength=strength, changes_text=changes_text(path))
+        for path, strength in loras.items()
+    )
+    before = _loras_in([text for text in names(graph, node_id, "model") if path_of(text, LORAS)])
+    return Origin(files, acting, unknown, tuple(name_of(path) for path in before if path not in loras))
 
 
 def _loras_in(texts: list[str]) -> Iterator[str]:

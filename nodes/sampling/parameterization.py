@@ -29,6 +29,9 @@ from comfy.model_sampling import ModelSamplingDiscreteEDM as DiscreteEDM
 
 from .presets import Preset
 
+#: What ComfyUI's models read of their flow sampling beside its formulas: MiniMax H3 for its sound, HiDream-O1.
+OF_THE_FAMILY = ("shift", "audio_shift", "audio_scale", "noise_scale")
+
 
 class PresetSampling(torch.nn.Module):
     """What diffusion and flow models share: tables that ComfyUI's schedulers read.
@@ -107,6 +110,7 @@ class DiffusionSampling(PresetSampling):
         told = _sigmas_at(schedule, listed) if preset.levels else None
         self.register_buffer("told_sigmas", told, persistent=False)
         self.first_sigma = float(schedule.sigmas[0])
+        self.last_sigma = 1.0001 * float(self.listed_sigmas()[-1])
 
     def _index(self, sigma: torch.Tensor) -> torch.Tensor:
         distances = sigma.log() - self.log_sigmas.to(sigma.device)[:, None]
@@ -143,10 +147,11 @@ class DiffusionSampling(PresetSampling):
             )
         else:
             x0 = super().calculate_denoised(sigma, model_output, model_input)
-        if self.preset.output == "tcd":
-            noise = (model_input - x0) / reshape_sigma(sigma, model_input.ndim)
-            return (x0 + self.first_sigma * noise) / math.sqrt(1 + self.first_sigma**2)
-        return x0
+        if self.preset.output != "tcd":
+            return x0
+        noise = (model_input - x0) / reshape_sigma(sigma, model_input.ndim)
+        finished = (x0 + self.first_sigma * noise) / math.sqrt(1 + self.first_sigma**2)
+        return torch.where(reshape_sigma(sigma, model_input.ndim) > self.last_sigma, x0, finished)
 
 
 class FlowSampling(PresetSampling):
@@ -156,6 +161,9 @@ class FlowSampling(PresetSampling):
         sigmas = _filled_in(preset.timesteps, 0, math.ceil(preset.timesteps[0] / len(preset.timesteps))) / 1000
         super().__init__(preset, base, sigmas, sigmas * multiplier)
         self.multiplier = multiplier
+        for name in OF_THE_FAMILY:
+            if hasattr(base, name):
+                setattr(self, name, getattr(base, name))
 
     def timestep(self, sigma: torch.Tensor) -> torch.Tensor:
         return sigma * self.multiplier

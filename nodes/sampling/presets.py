@@ -1,5 +1,6 @@
 """Reads, checks and finds the rows of presets.yaml and of the user's own table."""
 
+import datetime
 import functools
 import math
 import os
@@ -23,7 +24,10 @@ MOST_VALUES = 20_000  # with all aliases written out
 DEEPEST = 8  # levels
 LONGEST_NAME = 255
 
+SHIFTS = ("flux1", "flux2")
 CHOICES = {
+    "solver": ("euler", "euler_ancestral", "res_multistep"),
+    "spacing": ("trailing", "lcm"),
     "prediction": ("eps", "v", "x0", "flow-", "flow+"),
     "noise": ("unit", "vp", "ipi"),
     "renoise": ("none", "fresh"),
@@ -36,10 +40,11 @@ RANGES = {
     "resolution": (1, 65536),
     "alpha": (0, 2),
     "cfg": (1, 100),
+    "strength": (0.01, 10),
 }
 WHOLE = ("channels", "resolution")
-DIFFUSION_ONLY = ("levels", "alphas_cumprod", "output", "noise", "follows_base")
-LISTS = ("timesteps", "levels", "image_starts", "backbones", "files")
+DIFFUSION_ONLY = ("levels", "alphas_cumprod", "output", "noise", "follows_base", "spacing")
+LISTS = ("timesteps", "levels", "image_starts", "stage", "backbones", "files", "words")
 
 
 @dataclass(frozen=True)
@@ -63,9 +68,16 @@ class Preset:
     resolution: int | None = None
     alpha: float | None = None
     cfg: float = 1.0
+    solver: str = "euler"
+    spacing: str = "trailing"
+    shift: float | str | None = None
+    stage: tuple[int, ...] = ()
+    strength: float = 1.0
     files: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
     folder: str = ""
     source: str = ""
+    checked: str = ""
 
     @property
     def is_flow(self) -> bool:
@@ -79,7 +91,7 @@ class Preset:
     @property
     def sampler(self) -> str:
         """The name of ComfyUI's sampler that takes its steps."""
-        return "lcm" if self.renoise == "fresh" else "euler"
+        return "lcm" if self.renoise == "fresh" else self.solver
 
 
 def user_path() -> Path:
@@ -245,6 +257,8 @@ def changed(preset: Preset, place: str, **changes) -> Preset:
     row = {name: value for name, value in row.items() if value not in (None, "", ()) and value is not False}
     if str(changes.get("prediction", preset.prediction)).startswith("flow"):
         row = {name: value for name, value in row.items() if name not in DIFFUSION_ONLY}
+    else:
+        row.pop("shift", None)
     return _checked(preset.name, row | changes, lambda field: f"{place}, field {field}")
 
 
@@ -284,15 +298,18 @@ def _checked(name: str, row: dict[str, object], place: Callable[[str], str]) -> 
             refuse(field, f"{as_written(row[field])} would divide by zero")
     if type(row.get("follows_base", False)) is not bool:
         refuse("follows_base", f"{as_written(row['follows_base'])} is not one of true, false")
-    for field in ("model", "folder", "source"):
+    if isinstance(row.get("checked"), datetime.date):  # as YAML reads a date
+        row["checked"] = row["checked"].isoformat()
+    for field in ("model", "folder", "source", "checked"):
         if field in row and not isinstance(row[field], str):
             refuse(field, f"{as_written(row[field])} is not text")
     for backbone in row.get("backbones", ()):
         if not isinstance(backbone, str) or backbone not in BACKBONES:
             refuse("backbones", f"{as_written(backbone)} is not one of {', '.join(BACKBONES)}")
-    for pattern in row.get("files", ()):
-        if not isinstance(pattern, str) or not 0 < len(pattern.strip("*-_. ")) <= LONGEST_NAME:
-            refuse("files", f"{as_written(pattern)} is not the name of a file")
+    for field in ("files", "words"):
+        for pattern in row.get(field, ()):
+            if not isinstance(pattern, str) or not 0 < len(pattern.strip("*-_. ")) <= LONGEST_NAME:
+                refuse(field, f"{as_written(pattern)} is not the name of a file")
 
     flow = row["prediction"].startswith("flow")
     for field in ("timesteps", "levels", "image_starts"):
@@ -300,10 +317,25 @@ def _checked(name: str, row: dict[str, object], place: Callable[[str], str]) -> 
             _check_timesteps(row[field], flow, functools.partial(refuse, field))
     if "levels" in row and len(row["levels"]) != len(row["timesteps"]):
         refuse("levels", f"there are {len(row['levels'])}, but {len(row['timesteps'])} timesteps")
+    if "shift" in row:
+        if not flow:
+            refuse("shift", "only a flow model has one: leave it out")
+        if row["shift"] not in SHIFTS and not (_is_number(row["shift"]) and 0.01 <= row["shift"] <= 100):
+            wanted = f"a number from 0.01 to 100 or one of {', '.join(SHIFTS)}"
+            refuse("shift", f"{as_written(row['shift'])} is not {wanted}")
+    if "stage" in row:
+        _check_stage(row["stage"], len(row["timesteps"]), functools.partial(refuse, "stage"))
     for field in DIFFUSION_ONLY:
         if flow and field in row:
             refuse(field, "a flow model has no such thing: leave it out")
     return Preset(name=name, **row)
+
+
+def _check_stage(values: tuple, steps: int, refuse) -> None:
+    if len(values) != 2 or any(type(value) is not int for value in values):
+        refuse("it is not two whole numbers, the step where this stage begins and the one before which it ends")
+    if not 0 <= values[0] < values[1] <= steps:
+        refuse(f"{listed(map(str, values))} are not steps of {steps}, the first below the second")
 
 
 def _check_timesteps(values: tuple, flow: bool, refuse) -> None:

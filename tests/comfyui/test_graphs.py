@@ -14,6 +14,7 @@ OTHER = "sid-lsg with other weights.safetensors"
 LCM, YOSO, STYLE, ENCODER_ONLY = (
     f"{name}.safetensors" for name in ("lcm-lora-sdv1-5", "yoso_sd15_lora", "style", "lcm-lora-sdv1-5 for the encoder")
 )
+FOR_SDXL = "dmd2_sdxl_4step_lora.safetensors"
 LAYERS = [f"diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_{part}" for part in "qkv"]
 
 
@@ -33,6 +34,7 @@ def files(server, base, untrained_checkpoint):
     save_file({name: weight * 1.01 for name, weight in unet.items()}, folder / OTHER)
     for seed, name in enumerate((LCM, YOSO, STYLE)):
         save_lora(loras / name, LAYERS, seed)
+    save_lora(loras / FOR_SDXL, ["diffusion_model.input_blocks.8.1.transformer_blocks.9.attn2.to_q"], 8)
     save_lora(loras / ENCODER_ONLY, ["lora_te_text_model_encoder_layers_0_mlp_fc1"], 9)
     yield
     for path in (*written.iterdir(), *folder.iterdir(), *loras.iterdir()):
@@ -235,7 +237,22 @@ def test_auto_asks_the_model_or_says_that_it_cannot_know(server, said, case):
 @pytest.mark.parametrize("case", UNKNOWN)
 def test_auto_says_that_it_cannot_know(said, case):
     sentence = said(UNKNOWN[case])
-    assert unsure(sentence) and row(sentence) in ("sd", "dmd2-sd15"), sentence
+    assert unsure(sentence) and row(sentence) in ("few-step", "dmd2-sd15"), sentence
+
+
+def test_a_lora_for_another_family_is_told(said):
+    """It stands before the model and changes nothing; on another model in the graph it is not told."""
+    graph = {"a": stock(DMD2), "model": lora(["a", 0], FOR_SDXL)}
+    told = f"The LoRA {FOR_SDXL} is for SDXL and changes nothing in this SD 1.x model."
+    sentence = said(graph)
+    assert row(sentence) == "dmd2-sd15" and told in sentence
+    assert told not in said({"a": stock(DMD2), "x": lora(["a", 0], FOR_SDXL), "model": lora(["a", 0], STYLE)})
+
+
+def test_a_loras_strength_on_the_model_counts(said):
+    sentence = said({"a": stock(DMD2), "model": lora(["a", 0], LCM, 0.2)})
+    assert row(sentence) == "dmd2-sd15" and f"The LoRA {LCM} acts at strength 0.2, too weak" in sentence
+    assert row(said({"a": stock(DMD2), "model": lora(["a", 0], LCM, 0.6)})) == "lcm"
 
 
 def test_core_switch(server, said):

@@ -28,7 +28,8 @@ def main() -> int:
         return ran.returncode
     rows = yaml.safe_load((SAMPLING / "presets.yaml").read_text(encoding="utf-8"))
     print(table(rows, json.loads(RESULTS.read_text(encoding="utf-8"))))
-    print("\nErrors in units of the latent's largest value; narrow models, random weights, fp32.\n")
+    print("\nErrors in units of the latent's largest value; narrow models, random weights, fp32.")
+    print("-: rows of two stages, second passes and sound have tests of their own, or this ComfyUI lacks the family.\n")
     for name, reason in yaml.safe_load((SAMPLING / "not_runnable.yaml").read_text(encoding="utf-8")).items():
         print(f"- {name}: {reason}")
     return 0
@@ -39,9 +40,10 @@ def table(rows: dict[str, dict], measured: list[dict]) -> str:
     lines = [" | ".join(COLUMNS), " | ".join("---" for _ in COLUMNS)]
     for name, row in rows.items():
         errors = [entry for entry in measured if entry["preset"] == name]
-        worst = {kind: max(entry[kind] for entry in errors) for kind in ("sampler", "ksampler", "stock")}
+        kinds = ("sampler", "ksampler", "stock")
+        worst = {kind: max((entry[kind] for entry in errors), default=None) for kind in kinds}
         timesteps = ", ".join(f"{timestep:g}" for timestep in row["timesteps"])
-        steps_by = "fresh noise" if row.get("renoise") == "fresh" else "Euler"
+        steps_by = "fresh noise" if row.get("renoise") == "fresh" else row.get("solver", "euler").replace("_", " ")
         lines.append(
             " | ".join(
                 [f"`{name}`", row["model"], row["prediction"], timesteps, row.get("noise", "unit"), steps_by,
@@ -52,8 +54,10 @@ def table(rows: dict[str, dict], measured: list[dict]) -> str:
     return "\n".join(f"| {line} |" for line in lines)
 
 
-def shown(error: float) -> str:
-    """An error as a reader wants it: tiny ones by their power of ten, others in percent."""
+def shown(error: float | None) -> str:
+    """An error as a reader wants it: tiny ones by their power of ten, others in percent; None is one not measured."""
+    if error is None:
+        return "-"
     return f"{error:.0e}" if error < 1e-4 else f"{100 * error:.3g} %"
 
 

@@ -12,8 +12,10 @@ import math
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, LCMScheduler, TCDScheduler
+from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+PIXART = {"beta_start": 1e-4, "beta_end": 2e-2, "beta_schedule": "linear"}
 ACP_SD = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
 ACP_PIXART = torch.cumprod(1 - torch.linspace(1e-4, 2e-2, 1000, dtype=torch.float64), 0)
 
@@ -69,11 +71,11 @@ def dmd2(timesteps):
     return formula
 
 
-def lcm(count=None, timesteps=None):
+def lcm(count=None, timesteps=None, betas=SD):
     """LCMScheduler, boundary scaling and all; its fresh noise between steps."""
 
     def formula(network, z, fresh):
-        scheduler, x = LCMScheduler(**SD), z
+        scheduler, x = LCMScheduler(**betas), z
         if timesteps is None:
             scheduler.set_timesteps(count)
         else:
@@ -111,6 +113,36 @@ def hyper_lora(network, z, fresh):
     return scheduler.step(network(z, timestep), timestep, z, eta=1.0).prev_sample
 
 
+def tcd(count):
+    """TCDScheduler with eta 0, as a pipeline calls it without an eta."""
+
+    def formula(network, z, fresh):
+        scheduler, x = TCDScheduler(**SD), z
+        scheduler.set_timesteps(count)
+        for timestep in scheduler.timesteps:
+            x = scheduler.step(network(x, int(timestep)), timestep, x, eta=0.0).prev_sample
+        return x
+
+    return formula
+
+
+def ancestral(timesteps):
+    """EulerAncestralDiscreteScheduler: Euler to sigma_down, and new noise of sigma_up; it starts from unit noise."""
+
+    def formula(network, z, fresh):
+        sigmas = [math.sqrt((1 - float(ACP_SD[t])) / float(ACP_SD[t])) for t in timesteps]
+        x = z * math.sqrt(1 + sigmas[0] ** 2)
+        for t, sigma, following in zip(timesteps, sigmas, [*sigmas[1:], 0.0], strict=True):
+            predicted = network(x / math.sqrt(1 + sigma**2), t)
+            up = math.sqrt(following**2 * (sigma**2 - following**2) / sigma**2)
+            x = x + predicted * (math.sqrt(following**2 - up**2) - sigma)
+            if following:
+                x = x + fresh() * up
+        return x
+
+    return formula
+
+
 def nitro(shift, count):
     """TimestepShiftLCMScheduler, 4 original steps: the network is told, and x0 taken at, int(t * shift / 1000)."""
 
@@ -131,16 +163,53 @@ def nitro(shift, count):
 
 
 def flow(sigmas=None, count=None, unit=1.0, mu=None, **config):
-    """FlowMatchEulerDiscreteScheduler; `unit` is what the network calls timestep 1000."""
+    """FlowMatchEulerDiscreteScheduler; `unit` is what the network calls timestep 1000, `mu` maybe depends on z."""
 
     def formula(network, z, fresh):
         scheduler, x = FlowMatchEulerDiscreteScheduler(**config), z
-        scheduler.set_timesteps(count, sigmas=sigmas, mu=mu)
+        scheduler.set_timesteps(count, sigmas=sigmas, mu=mu(z) if callable(mu) else mu)
         for timestep in scheduler.timesteps:
             x = scheduler.step(network(x, float(timestep) / 1000 * unit), timestep, x).prev_sample
         return x
 
     return formula
+
+
+def flow_fresh(sigmas, unit=1.0):
+    """FlashFlowMatchEulerDiscreteScheduler and FlowMatchLCMScheduler: the picture, then new noise at the next sigma."""
+
+    def formula(network, z, fresh):
+        x = z
+        for sigma, following in zip(sigmas, [*sigmas[1:], 0.0], strict=True):
+            x0 = x - sigma * network(x, sigma * unit)
+            x = (1 - following) * x0 + following * fresh() if following else x0
+        return x
+
+    return formula
+
+
+def double_shifted(count, shift):
+    """The sigmas of FlowMatchEulerDiscreteScheduler, which shifts its ends before it divides what lies between."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(count)
+    return [float(sigma) for sigma in scheduler.sigmas[:-1]]
+
+
+def sgm_uniform(count, shift, last=0.001):
+    """ComfyUI's scheduler of that name on a flow model, which Boogu's template takes."""
+    end = shift * last / (1 + (shift - 1) * last)
+    even = [1 - step * (1 - end) / count for step in range(count)]
+    return [shift * t / (1 + (shift - 1) * t) for t in even]
+
+
+def flux_mu(pixels):
+    """calculate_shift of FluxPipeline."""
+    return 0.5 + (pixels / 256 - 256) * (1.15 - 0.5) / (4096 - 256)
+
+
+def flux2_mu(count):
+    """Of a latent whose every place is a token."""
+    return lambda z: compute_empirical_mu(z.shape[-1] * z.shape[-2], count)
 
 
 def even(count):
@@ -183,9 +252,56 @@ AUTHORS = {
     "amd-nitro-pixart": eps(400, ACP_PIXART),
     "flux-schnell": flow(even(4)),
     "flux-schnell-1step": flow(even(1)),
-    "flux2-klein": flow(even(4), mu=2.291179894115571, use_dynamic_shifting=True),
+    "flux2-klein": flow(even(4), mu=flux2_mu(4), use_dynamic_shifting=True),
     "sd35-turbo": flow(count=4, unit=1000, shift=3.0),
     "z-image-turbo": flow(even(8), shift=3.0),
     "qwen-image-lightning-4step": flow(even(4), mu=math.log(3), use_dynamic_shifting=True),
     "qwen-image-lightning-8step": flow(even(8), mu=math.log(3), use_dynamic_shifting=True),
+    "few-step": dmd2([999, 874, 749, 624, 499, 374, 249, 124]),
+    "dmd2-sdxl-8step": dmd2([999, 874, 749, 624, 499, 374, 249, 124]),
+    "hyper-sd-2step": lightning(2),
+    "hyper-sd-4step": lightning(4),
+    "hyper-sd-8step": lightning(8),
+    "hyper-sd-8step-cfg": lightning(8),
+    "tcd": tcd(4),
+    "pcm-2step": tcd(2),
+    "pcm-4step": tcd(4),
+    "pcm-8step": tcd(8),
+    "pcm-16step": tcd(16),
+    "pcm-4step-cfg": tcd(4),
+    "pcm-8step-cfg": tcd(8),
+    "pcm-16step-cfg": tcd(16),
+    "flash-sd": lcm(4),
+    "sdxl-flash": dmd2([999, 874, 749, 624, 499, 374, 249, 124]),
+    "sdxl-turbo-4step": ancestral([999, 749, 499, 249]),
+    "pixart-lcm": lcm(4, betas=PIXART),
+    "flux-dev-turbo": flow(even(8), mu=lambda z: flux_mu(z.shape[-1] * z.shape[-2] * 64), use_dynamic_shifting=True),
+    "flux-dev-hyper": flow(even(8), mu=lambda z: flux_mu(z.shape[-1] * z.shape[-2] * 64), use_dynamic_shifting=True),
+    "flux2-dev-turbo": flow(even(8), mu=flux2_mu(8), use_dynamic_shifting=True),
+    "sd35-medium-turbo": flow(count=8, unit=1000, shift=5.0),
+    "flash-sd3": flow_fresh(double_shifted(4, 3.0), unit=1000),
+    "qwen-image-turbo-2step": flow(even(2), mu=math.log(3), use_dynamic_shifting=True),
+    "qwen-image-turbo-4step": flow(even(4), mu=math.log(3), use_dynamic_shifting=True),
+    "qwen-image-2-1-turbo": flow([1, 0.978453, 0.95418, 0.926626, 0.89508, 0.845148, 0.704534, 0.414568]),
+    "anima-turbo": flow(even(8), shift=3.0),
+    "wan21-lightx2v": flow(even(6), unit=1000, shift=5.0),
+    "wan21-causvid": flow(even(4), unit=1000, shift=8.0),
+    "wan-animate2-distilled": flow_fresh([5 * t / (1 + 4 * t) for t in even(10)], unit=1000),
+    "ltx2-distilled": flow([1, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875]),
+    "krea2-turbo": flow(even(8), mu=1.15, use_dynamic_shifting=True),
+    "ernie-image-turbo": flow(even(8), unit=1000, shift=3.0),
+    "boogu-turbo": flow_fresh(sgm_uniform(4, 3.16)),
+    "mage-flow-turbo": flow(even(4), shift=6.0),
+    "lens-turbo": flow(even(4), mu=lambda z: flux_mu(z.shape[-1] * z.shape[-2] * 256), use_dynamic_shifting=True),
+    "hidream-fast": flow_fresh(double_shifted(16, 3.0), unit=1000),
+    "hidream-dev": flow_fresh(double_shifted(28, 6.0), unit=1000),
+}
+#: Rows of a part of the steps, from a noisy latent or a picture, or of sound beside the picture, and the tests of each.
+OTHERWISE = {
+    "wan22-lightx2v-high-noise": "test_stages.py",
+    "wan22-lightx2v-low-noise": "test_stages.py",
+    "ltx2-distilled-second-pass": "test_stages.py",
+    "ltx23-distilled-second-pass": "test_stages.py",
+    "minimax-h3-turbo": "test_stages.py",
+    "minimax-h3-turbo-4step": "test_stages.py",
 }

@@ -26,8 +26,8 @@ def model(model):
 @pytest.fixture(scope="session")
 def sampling(pack):
     """The modules of this part of the pack by name."""
-    names = ["backbones", "presets", "files", "graph", "loras", "origin", "base", "saved", "detect", "parameterization",
-             "one_step", "load"]  # fmt: skip
+    names = ["backbones", "presets", "names", "schedule", "latent", "files", "graph", "loras", "origin", "base",
+             "saved", "detect", "parameterization", "one_step", "load"]  # fmt: skip
     modules = {name: importlib.import_module(f"{pack.root.__name__}.nodes.sampling.{name}") for name in names}
     nodes = ["preset_choice", "one_step_sampler", "model_sampling", "scheduler", "checkpoint_loader"]
     modules |= {

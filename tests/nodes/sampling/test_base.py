@@ -15,8 +15,8 @@ KEYS = {
     "EDM": ["edm_mean", "edm_std"],
     "v on EDM": ["edm_vpred.sigma_max"],
 }
-FOLLOWING = ["sd", "dmd2-sdxl-4step", "lcm", "sdxl-lightning-2step", "sdxl-lightning-4step", "sdxl-lightning-8step",
-             "hyper-sd-1step-lora"]  # fmt: skip
+FOLLOWING = ["sd", "few-step", "dmd2-sdxl-4step", "lcm", "sdxl-lightning-2step", "sdxl-lightning-4step",
+             "sdxl-lightning-8step", "hyper-sd-1step-lora"]  # fmt: skip
 WHOLE = ["sdxl-turbo", "sdxl-lightning-1step", "dmd2-sdxl-1step", "hyper-sdxl-1step", "nitrosd-realism",
          "nitrosd-realism-4step", "nitrosd-vibrant", "nitrosd-vibrant-4step"]  # fmt: skip
 
@@ -128,12 +128,12 @@ def test_a_preset_for_a_whole_model_is_refused_on_one_that_says_otherwise(sampli
 
 
 def test_auto_does_not_take_a_preset_that_the_model_contradicts(sampling, sdxl):
-    names = {"sd_xl_turbo_v_pred.safetensors": "sd", "noob-vpred-dmd2_sdxl_4step.safetensors": "dmd2-sdxl-4step"}
+    names = {"sd_xl_turbo_v_pred.safetensors": "few-step", "noob-vpred-dmd2_sdxl_4step.safetensors": "dmd2-sdxl-4step"}
     for name, preset in names.items():
         origin = sampling.origin.Origin((sampling.files.ModelFile(name),))
         choice = sampling.detect.choose(sdxl("v"), "auto", origin)
         assert choice.preset.name == preset and choice.preset.prediction == "v"
-        assert ("The preset sdxl-turbo is not for a model that predicts v" in choice.sentence) == (preset == "sd")
+        assert ("The preset sdxl-turbo is not for a model that predicts v" in choice.sentence) == (preset == "few-step")
 
 
 def test_set_before_by_our_own_node(sampling, sdxl, traced):
@@ -163,7 +163,7 @@ def test_every_row_says_whose_prediction_it_is(sampling):
     for preset in sampling.presets.read_presets().values():
         if preset.is_flow:
             assert not preset.follows_base
-        elif "loras" in preset.folder or preset.name in ("sd", "pixart"):
+        elif "loras" in preset.folder or preset.name in ("sd", "pixart", "few-step"):
             assert preset.follows_base, preset.name
         else:
             assert not preset.follows_base, preset.name
