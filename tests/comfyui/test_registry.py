@@ -23,7 +23,7 @@ def packed():
 
 
 def test_archive_holds_everything_that_comfyui_reads(packed):
-    folders = ("nodes", "web", "workflows", "subgraphs")
+    folders = ("nodes", "web", "docs", "workflows", "subgraphs")
     needed = {name for name in tracked(*folders) if not name.startswith("workflows/9")}
     assert needed and needed | {"__init__.py", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"} <= packed
 
@@ -60,6 +60,7 @@ def test_changelog_begins_with_what_comes_next_and_this_version():
 def test_no_address_of_the_repository_is_invented():
     """There is none yet. When there is one, pyproject names it, and nothing else does."""
     assert "urls" not in PROJECT
-    kinds = ("README.md", "training/README.md", "workflows/*.json", "subgraphs/*.json", "web/**/*.md", "nodes/**/*.py")
+    pages = ("README.md", "docs/*.md", "training/README.md", "web/**/*.md")
+    kinds = (*pages, "workflows/*.json", "subgraphs/*.json", "nodes/**/*.py")
     assert not [path for kind in kinds for path in PACK.glob(kind) if "/ComfyUI-SNOOPI.git" in path.read_text()]
     assert not [path for kind in kinds for path in PACK.glob(kind) if "github.com/comfyui-snoopi" in path.read_text()]

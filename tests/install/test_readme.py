@@ -1,5 +1,5 @@
-"""Every command of README.md and training/README.md, run in a fresh checkout and a fresh environment, in their order
-but for the trainer's, which come last, all in one process: each alone would import torch for five seconds.
+"""Every command of README.md, docs/ and training/README.md, run in a fresh checkout and a fresh environment, in their
+order but for the trainer's, which come last, all in one process: each alone would import torch for five seconds.
 
 Long ones run in a short form, which SHORT tells; models and settings are small. A command that SHORT does not know
 fails here, and so does an entry that no README has.
@@ -13,6 +13,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 import yaml
@@ -24,7 +25,7 @@ from training import config
 sys.path.append(str(PACK / "tests/training"))
 from small_models import make_clip, make_pixart, make_teacher  # noqa: E402
 
-PAGES = ("README.md", "training/README.md")
+PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (PACK / "docs").glob("*.md")), "training/README.md")
 #: A requirement for torch, as torch==2.13.0: the commands then run in an environment that sees no package at all, where
 #: that is installed first (without a version pip would take the one for CUDA, several GB). Else they run in one that
 #: sees the packages of this one, so that installing is quick.
@@ -33,7 +34,7 @@ TORCH = os.environ.get("SNOOPI_INSTALL_TORCH")
 AS_IT_IS = None
 #: {command of a README, in a block or in its text: what is run instead}
 SHORT = {
-    # README.md
+    # README.md, docs/
     "make demo": "make demo ARGS=--help",  # in small: tests/demo
     "make test": (
         "make test ARGS='-q -k wrong_settings --ignore=tests/nodes --ignore=tests/training --ignore-glob=*/test_[!p]*'"
@@ -41,8 +42,9 @@ SHORT = {
     "make bench": "make -n bench | grep benchmarks | sed 's/$/ --help/' | bash -e",  # in small: tests/benchmarks
     "make demo COMFYUI_PATH=DIR PYTHON=FILE": 'make -n demo COMFYUI_PATH="$COMFYUI" PYTHON="$INTERPRETER"',
     "make help": AS_IT_IS,
+    "make fuzz": "make fuzz ARGS='--collect-only -q'",  # its test is one of `make test`
+    "make soak": "make soak ARGS=--help",
     "make presets": "make -n presets",  # in whole: tests/nodes/sampling/test_presets.py
-    "make": AS_IT_IS,
     'ln -s "$PWD" /path/to/ComfyUI/custom_nodes/ComfyUI-SNOOPI': 'ln -s "$PWD" "$FOLDER/custom_nodes/ComfyUI-SNOOPI"',
     "make environment": AS_IT_IS,
     "pip install -e '.[training]'": AS_IT_IS,
@@ -191,6 +193,24 @@ def test_the_commands_leave_what_they_promise(ran, world):
 def test_the_link_is_where_comfyui_looks_for_packs(ran, comfyui):
     link = comfyui / "custom_nodes/ComfyUI-SNOOPI"
     assert (link / "__init__.py").is_file() and (link / "nodes").is_dir()
+
+
+def test_the_first_page_is_short_and_begins_with_installing():
+    text = (PACK / "README.md").read_text()
+    assert len(text.split()) < 900
+    assert "## Install\n" in "\n".join(text.splitlines()[:30]), "not in the first screen"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_links_to_is_there(page):
+    links = [unquote(link) for link in re.findall(r"\]\((?!https?:)([^)#]+)", (PACK / page).read_text())]
+    assert links and [link for link in links if not (PACK / page).parent.joinpath(link).exists()] == []
+    assert page == "README.md" or any(link.endswith((".png", ".jpg")) for link in links), "a page without a picture"
+
+
+def test_every_page_of_docs_is_linked_from_the_first():
+    text = (PACK / "README.md").read_text()
+    assert [page for page in PAGES if page.startswith("docs/") and f"({page})" not in text] == []
 
 
 def test_no_page_names_an_address_that_is_not_there():
