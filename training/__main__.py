@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     command = commands.add_parser(
         "distill", help="distil a teacher into a one-step student, from prompts alone (PG-SB)"
     )
-    command.add_argument("config", help="YAML file; training/config.py describes every setting")
+    command.add_argument("config", help="YAML file; training/recipe/config.py describes every setting")
     command.add_argument(
         "--resume", action="store_true", help="go on from the newest good checkpoint of the run folder"
     )
@@ -115,13 +115,14 @@ def main(arguments: list[str] | None = None) -> int:
             library.set_verbosity(logging.CRITICAL)  # what they find wrong is told in one sentence
         transformers_logging.disable_progress_bar()
         if options.command == "distill":
-            from . import config, distill
-            from .machine import out_of_memory_told
-            from .progress import StopSignal
+            from . import distill
+            from .recipe import config
+            from .run.machine import out_of_memory_told
+            from .run.progress import StopSignal
 
             settings = config.load(options.config, options.output)
             if options.dry_run:
-                from .plan import report
+                from .run.plan import report
 
                 print(report(settings, options.processes))
                 return 0
@@ -130,9 +131,9 @@ def main(arguments: list[str] | None = None) -> int:
             if os.environ.get("RANK", "0") == "0":  # of several processes one tells
                 print(newest)
         elif options.command == "encode":
-            from . import config
-            from .encode import encode_prompts
-            from .progress import StopSignal
+            from .prompts.encode import encode_prompts
+            from .recipe import config
+            from .run.progress import StopSignal
 
             settings = config.load(options.config)
             if options.output:
@@ -163,7 +164,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {quoted(error)}; nothing that was there is lost.", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
-        from .machine import is_out_of_memory
+        from .run.machine import is_out_of_memory
 
         if not is_out_of_memory(error):
             raise
@@ -176,10 +177,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def draw(options: argparse.Namespace) -> None:
-    from .config import MOST_PICTURES
-    from .machine import check_writable
-    from .prompts import fault_of, read_prompts
-    from .sample import load_model, sample_to_file
+    from .evaluate.sample import load_model, sample_to_file
+    from .files import check_writable
+    from .prompts.read import fault_of, read_prompts
+    from .recipe.config import MOST_PICTURES
 
     prompts = options.prompt + (read_prompts(options.prompts) if options.prompts else [])
     if not prompts:

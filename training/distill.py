@@ -19,18 +19,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import checkpoint as checkpoints
-from .adapter import halve_frozen_weights
-from .average import Average
-from .backbones import load_backbone
-from .clip import ClipEmbeddings
-from .config import Config
-from .draws import STEP, generator
-from .embeddings import PromptEmbeddings
-from .encode import EncodedPrompts
 from .errors import UserError
-from .guidance import draw_kappa, guided, unequal_scales
-from .losses import (
+from .files import check_writable, claimed
+from .method.clip import ClipEmbeddings
+from .method.draws import STEP, generator
+from .method.guidance import draw_kappa, guided, unequal_scales
+from .method.losses import (
     LORA_WEIGHTS,
     VSD_WEIGHTS,
     clamped_clip_loss,
@@ -39,10 +33,26 @@ from .losses import (
     regression_loss,
     vsd_loss,
 )
-from .machine import (
+from .method.warm_start import make_pairs
+from .networks.adapter import halve_frozen_weights
+from .networks.average import Average
+from .networks.backbones import load_backbone
+from .networks.nasa import nasa_arguments
+from .networks.sharding import check_can_shard, load_optimizer, put_together, shard, whole
+from .networks.student import load_student, make_student, student_origin, student_state
+from .networks.teachers import Teachers
+from .networks.text import Text
+from .prompts.embeddings import PromptEmbeddings
+from .prompts.encode import EncodedPrompts
+from .prompts.order import PromptOrder
+from .prompts.read import read_prompts
+from .prompts.repeats import few_prompts
+from .recipe.config import Config
+from .run import checkpoint as checkpoints
+from .run.folder import find_saved, write_config
+from .run.machine import (
     any_process,
     check_memory,
-    check_writable,
     gathering,
     make_accelerator,
     make_optimizer,
@@ -52,18 +62,9 @@ from .machine import (
     precision_of,
     shares,
 )
-from .made_of import check_made_of, made_of, write_made_of
-from .nasa import nasa_arguments
-from .preview import Preview
-from .progress import Metrics, ScoreGaps, summary
-from .prompts import PromptOrder, read_prompts
-from .repeats import few_prompts
-from .runs import claimed, find_saved, write_config
-from .sharding import check_can_shard, load_optimizer, put_together, shard, whole
-from .student import load_student, make_student, student_origin, student_state
-from .teachers import Teachers
-from .text import Text
-from .warm_start import make_pairs
+from .run.made_of import check_made_of, made_of, write_made_of
+from .run.preview import Preview
+from .run.progress import Metrics, ScoreGaps, summary
 
 
 def distill(config: Config, resume: bool = False, stop: Callable[[], bool] = lambda: False) -> Path:

@@ -44,13 +44,16 @@ MUTATIONS = [
         "kappa not from its range",
         "low + (high - low) * torch.rand((count",
         "low + high * torch.rand((count",
-        "guidance.py",
+        "method/guidance.py",
     ),
     Mutation(
         "one sample's kappa for another", "random_kappa[rows if scales > 1", "random_kappa.flip(0)[rows if scales > 1"
     ),
     Mutation(
-        "CFG counts kappa from the text", "eps_null + kappa * (eps_text", "eps_text + kappa * (eps_text", "guidance.py"
+        "CFG counts kappa from the text",
+        "eps_null + kappa * (eps_text",
+        "eps_text + kappa * (eps_text",
+        "method/guidance.py",
     ),
     Mutation(
         "cfg_on: teacher read as lora", 'config.cfg_on in ("both", "teacher")', 'config.cfg_on in ("both", "lora")'
@@ -66,28 +69,31 @@ MUTATIONS = [
         "z[rows].to(device), t_rows)\n                        eps_teacher",
     ),
     Mutation("VSD's weight fixed", "VSD_WEIGHTS[config.vsd.weight]", 'VSD_WEIGHTS["sigma_squared"]'),
-    Mutation("VSD's weight is sigma", "return sigma.square()", "return sigma", "losses.py"),
-    Mutation("VSD's gradient twice", "0.5 * torch.nn", "torch.nn", "losses.py"),
+    Mutation("VSD's weight is sigma", "return sigma.square()", "return sigma", "method/losses.py"),
+    Mutation("VSD's gradient twice", "0.5 * torch.nn", "torch.nn", "method/losses.py"),
     Mutation(
-        "VSD's target is not fixed", "(eps_teacher - eps_lora)).detach()", "(eps_teacher - eps_lora))", "losses.py"
+        "VSD's target is not fixed",
+        "(eps_teacher - eps_lora)).detach()",
+        "(eps_teacher - eps_lora))",
+        "method/losses.py",
     ),
     Mutation(
         "alpha_t and sigma_t exchanged in x_t",
         "alpha * x0.float() + sigma * noise",
         "sigma * x0.float() + alpha * noise",
-        "backbones/latent_diffusion.py",
+        "networks/backbones/latent_diffusion.py",
     ),
     Mutation(
         "v read as its opposite",
         "alpha * said + sigma * x_t",
         "sigma * x_t - alpha * said",
-        "backbones/latent_diffusion.py",
+        "networks/backbones/latent_diffusion.py",
     ),
     Mutation(
         "vp noise read as unit",
         'z.float() if noise == "unit" else sigma * z.float()',
         "z.float()",
-        "backbones/latent_diffusion.py",
+        "networks/backbones/latent_diffusion.py",
     ),
     # CLIP
     Mutation(
@@ -99,18 +105,18 @@ MUTATIONS = [
         "CLIP's weight falls by another curve",
         "** min(step / steps, 1.0)",
         "** min(step / (steps - 1), 1.0)",
-        "losses.py",
+        "method/losses.py",
     ),
     Mutation("CLIP's loss is a sum", "config.clip.margin) * share / len(x0)", "config.clip.margin)"),
     Mutation("CLIP reads other prompts", "prompts[chosen[row]] for row", "prompts[chosen[row - 1]] for row"),
-    Mutation("CLIP sees pictures unclamped", ".clamp(0, 1)  #", "  #", "clip.py"),
+    Mutation("CLIP sees pictures unclamped", ".clamp(0, 1)  #", "  #", "method/clip.py"),
     Mutation(
         "CLIP's weight falls from the run's first step", "(step - first_vsd, config.steps)", "(step, config.steps)"
     ),
-    Mutation("CLIP's mean and deviation exchanged", "MEAN, DEVIATION = (", "DEVIATION, MEAN = (", "clip.py"),
+    Mutation("CLIP's mean and deviation exchanged", "MEAN, DEVIATION = (", "DEVIATION, MEAN = (", "method/clip.py"),
     # NASA-T
     Mutation("alpha ~ U(0, .5)", "low + (high - low) * torch.rand(()", "low + (high - low) / 2 * torch.rand(()"),
-    Mutation("NASA adds", "z_positive - alpha * z_negative", "z_positive + alpha * z_negative", "nasa.py"),
+    Mutation("NASA adds", "z_positive - alpha * z_negative", "z_positive + alpha * z_negative", "networks/nasa.py"),
     Mutation(
         "the student's update unsteered",
         "student_x0(trained_student, z[rows], text, *steer)",
@@ -123,7 +129,9 @@ MUTATIONS = [
     ),
     Mutation("the frozen teacher keeps the null prompt", "text, unwanted, kappa_teacher", "text, null, kappa_teacher"),
     Mutation("the LoRA teacher gets the negative prompt", "text, null, kappa_lora", "text, unwanted, kappa_lora"),
-    Mutation("the negative's mask dropped", "None if negative_mask is None else", "None if True else", "nasa.py"),
+    Mutation(
+        "the negative's mask dropped", "None if negative_mask is None else", "None if True else", "networks/nasa.py"
+    ),
     # the LoRA teacher's updates
     Mutation(
         "LoRA's t from VSD's range", "draw_timesteps(config.lora.timesteps)", "draw_timesteps(config.vsd.timesteps)"
@@ -131,32 +139,34 @@ MUTATIONS = [
     Mutation("null dropout never", "< config.lora.null_probability", "< 0"),
     Mutation("null dropout where there should be none", "nulls if blind else texts", "texts if blind else nulls"),
     Mutation("LoRA's weight 1", "LORA_WEIGHTS[config.lora.weight]", 'LORA_WEIGHTS["uniform"]'),
-    Mutation("LoRA's weight is alpha", "return alpha.square()", "return alpha", "losses.py"),
+    Mutation("LoRA's weight is alpha", "return alpha.square()", "return alpha", "method/losses.py"),
     Mutation("LoRA predicts x0", "lora_loss(eps, noise_rows,", "lora_loss(eps, x0,"),
     Mutation(
         "LoRA's parts of a batch add up",
         "= lora_loss(eps, noise_rows, weight)",
         "= lora_loss(eps, noise_rows, weight) * len(parts)",
     ),
-    Mutation("LoRA's scale is 1", "lora_alpha=settings.alpha", "lora_alpha=settings.rank", "adapter.py"),
+    Mutation("LoRA's scale is 1", "lora_alpha=settings.alpha", "lora_alpha=settings.rank", "networks/adapter.py"),
     Mutation("fresh samples are not fresh", "if index and config.lora.fresh:", "if False:"),
     Mutation("fresh samples of the same prompts", "* batches_a_step + number)", "* batches_a_step)"),
-    Mutation("LoRA on other layers", '["to_q", "to_v"]', '["to_q", "to_k"]', "config.py"),
+    Mutation("LoRA on other layers", '["to_q", "to_v"]', '["to_q", "to_k"]', "recipe/config.py"),
     Mutation(
         "LoRA's first weights not gaussian",
         '"gaussian" if settings.init == "gaussian" else',
         "True if True else",
-        "adapter.py",
+        "networks/adapter.py",
     ),
     Mutation("LoRA follows the student after its update", "if not samples:", "if True:"),
     # optimisers and average
-    Mutation("EMA's decay swapped", "self.means, weights, 1 - decay", "self.means, weights, decay", "average.py"),
-    Mutation("EMA's ramp missing", "if self.ramp else", "if False else", "average.py"),
+    Mutation(
+        "EMA's decay swapped", "self.means, weights, 1 - decay", "self.means, weights, decay", "networks/average.py"
+    ),
+    Mutation("EMA's ramp missing", "if self.ramp else", "if False else", "networks/average.py"),
     Mutation("EMA counts all steps", "average.update(step - first_vsd)", "average.update(step)"),
     Mutation(
         "gradients not clipped", "clip_grad_norm_(weights, config.gradient_clip)", "clip_grad_norm_(weights, 1e9)"
     ),
-    Mutation("weight decay fixed", "weight_decay=weight_decay, fused", "weight_decay=0.01, fused", "machine.py"),
+    Mutation("weight decay fixed", "weight_decay=weight_decay, fused", "weight_decay=0.01, fused", "run/machine.py"),
     Mutation(
         "the student has the LoRA's betas", "student_weights, rate, betas,", "student_weights, rate, config.lora.betas,"
     ),

@@ -8,11 +8,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from training import encode
-from training.backbones import load_backbone
-from training.config import parse
-from training.encode import EncodedPrompts, encode_prompts
 from training.errors import UserError
+from training.networks.backbones import load_backbone
+from training.prompts import encode
+from training.prompts.encode import EncodedPrompts, encode_prompts
+from training.recipe.config import parse
 
 PROMPTS = [
     "a red circle",

@@ -6,9 +6,9 @@ Teacher of class c: N(m_c, s^2), m = -2 and 2, s = .5. Student G(z) = a_c z + b_
 import pytest
 import torch
 
-from training.guidance import draw_kappa, guided, unequal_scales
-from training.losses import sigma_squared_weight, vsd_loss
-from training.text import Text
+from training.method.guidance import draw_kappa, guided, unequal_scales
+from training.method.losses import sigma_squared_weight, vsd_loss
+from training.networks.text import Text
 
 BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
 CUMULATIVE = torch.cumprod(1 - BETAS, 0)

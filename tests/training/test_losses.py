@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from training.backbones import load_backbone
-from training.clip import ClipEmbeddings
-from training.config import Clip
 from training.errors import UserError
-from training.losses import clamped_clip_loss, falling_weight, lora_loss, vsd_loss
+from training.method.clip import ClipEmbeddings
+from training.method.losses import clamped_clip_loss, falling_weight, lora_loss, vsd_loss
+from training.networks.backbones import load_backbone
+from training.recipe.config import Clip
 
 
 def test_vsd_gradient_is_the_weighted_score_difference():

@@ -7,18 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from training import config, distill, guidance
-from training.backbones import load_backbone
-from training.checkpoint import load_newest
-from training.config import parse
-from training.encode import encode_prompts
+from training import distill
 from training.errors import UserError
-from training.losses import clamped_clip_loss
-from training.plan import report
-from training.runs import open_run
-from training.student import plain_student
+from training.method import guidance
+from training.method.losses import clamped_clip_loss
+from training.networks.backbones import load_backbone
+from training.networks.student import plain_student
+from training.prompts.encode import encode_prompts
+from training.recipe import config
+from training.recipe.config import parse
+from training.run.checkpoint import load_newest
+from training.run.folder import open_run
+from training.run.plan import report
 
-CONFIGS = Path(config.__file__).parent / "configs"
+CONFIGS = Path(config.__file__).parents[1] / "configs"
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from training.backbones import load_backbone
-from training.checkpoint import load_newest
-from training.config import parse
 from training.distill import distill
 from training.errors import UserError
-from training.sharding import check_can_shard
+from training.networks.backbones import load_backbone
+from training.networks.sharding import check_can_shard
+from training.recipe.config import parse
+from training.run.checkpoint import load_newest
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -109,8 +109,8 @@ def test_a_split_run_goes_on_whole_and_a_whole_one_split(batch_of_eight, sharded
 
 HOLDINGS = """
 import torch
-from training.backbones import load_backbone
-from training.sharding import own_part, shard
+from training.networks.backbones import load_backbone
+from training.networks.sharding import own_part, shard
 torch.distributed.init_process_group("gloo")
 backbone = load_backbone("stable_diffusion", TEACHER)
 network = backbone.network.requires_grad_(True)

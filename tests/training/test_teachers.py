@@ -5,13 +5,13 @@ import copy
 import pytest
 import torch
 
-from training.adapter import halve_frozen_weights
-from training.backbones.stable_diffusion import StableDiffusion
-from training.config import Lora
 from training.errors import UserError
-from training.guidance import guided
-from training.losses import lora_loss
-from training.teachers import Teachers
+from training.method.guidance import guided
+from training.method.losses import lora_loss
+from training.networks.adapter import halve_frozen_weights
+from training.networks.backbones.stable_diffusion import StableDiffusion
+from training.networks.teachers import Teachers
+from training.recipe.config import Lora
 
 
 @pytest.fixture

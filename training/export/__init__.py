@@ -12,13 +12,12 @@ import safetensors.torch
 import torch
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 
-from ..atomic import atomic_file, temporary_path
-from ..backbones import load_backbone
 from ..errors import UserError, quoted
-from ..machine import check_writable
-from ..made_of import check_made_of, made_of
-from ..runs import open_run
-from ..student import plain_student, student_origin
+from ..files import atomic_file, check_writable, temporary_path
+from ..networks.backbones import load_backbone
+from ..networks.student import plain_student, student_origin
+from ..run.folder import open_run
+from ..run.made_of import check_made_of, made_of
 from .comfyui import find_comfyui, in_comfyui
 from .families import Layout, family_of
 from .layouts import checkpoint_tensors, chosen_layout, comfyui_prediction, lora_tensors, network_tensors
