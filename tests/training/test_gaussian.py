@@ -56,7 +56,7 @@ def distilled(kappa, cfg_on="both", fixed=1.0, steps=250, batch=128, per_sample=
             eps_teacher = guided(teacher, x_t, t, Text(text), Text(null), kappa_teacher)
             eps_lora = guided(lora, x_t, t, Text(text), Text(null), kappa_lora)
         optimizer.zero_grad()
-        vsd_loss(x0, eps_teacher, eps_lora, sigma_squared_weight(alpha, sigma, 1.0)).backward()
+        vsd_loss(x0, eps_teacher, eps_lora, sigma_squared_weight(alpha, sigma, 1.0)).mean().backward()
         optimizer.step()
         schedule.step()
     return b.detach(), a.detach().abs()

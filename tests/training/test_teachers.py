@@ -33,8 +33,8 @@ def test_lora_learns_and_the_teacher_stays(backbone, batch, targets):
     teachers = Teachers(backbone.network, Lora(rank=2, alpha=4, targets=targets), backbone.predict)
     optimizer = torch.optim.AdamW(teachers.parameters(), lr=1e-2)
     for _ in range(2):  # the second step reaches lora_A too, which starts behind a zero lora_B
-        loss = lora_loss(teachers.lora_in_training(*batch), torch.zeros_like(batch[0]), torch.ones(()))
-        loss.backward()
+        losses = lora_loss(teachers.lora_in_training(*batch), torch.zeros_like(batch[0]), torch.ones(()))
+        losses.mean().backward()
         assert any(weight.grad is not None and weight.grad.any() for weight in teachers.parameters())
         optimizer.step()
     assert all(weight.grad.any() for weight in teachers.parameters())

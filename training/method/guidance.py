@@ -1,6 +1,8 @@
 """Classifier-free guidance, and the random scale that is the whole of PG-SB's difference from SwiftBrush."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +16,27 @@ def draw_kappa(bounds: tuple[float, float], generator: torch.Generator, count: i
     """kappa ~ U(min, max), fp32 [count, 1, 1, 1] on the CPU; both scores of a step take the same."""
     low, high = bounds
     return low + (high - low) * torch.rand((count, 1, 1, 1), generator=generator)
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """The settings kappa, kappa_per, cfg_on and fixed_kappa: which of the two scores gets which scale."""
+
+    kappa: tuple[float, float]
+    per: Literal["batch", "sample"]
+    on: Literal["both", "teacher", "lora", "none"]
+    fixed: float
+
+    def draw(self, generator: torch.Generator, batch_size: int) -> Tensor:
+        """The random scales of a step, fp32 [1 or batch, 1, 1, 1] on the CPU."""
+        return draw_kappa(self.kappa, generator, batch_size if self.per == "sample" else 1)
+
+    def scales(self, drawn: Tensor, rows: slice, device: torch.device) -> tuple[Tensor | float, Tensor | float]:
+        """What the frozen teacher and the LoRA teacher get for these rows, of what was drawn."""
+        kappa = drawn[rows if self.per == "sample" else slice(None)].to(device)
+        kappa_teacher = kappa if self.on in ("both", "teacher") else self.fixed
+        kappa_lora = kappa if self.on in ("both", "lora") else self.fixed
+        return kappa_teacher, kappa_lora
 
 
 def unequal_scales(cfg_on: str, kappa: tuple[float, float], fixed: float) -> str | None:

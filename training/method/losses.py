@@ -1,7 +1,8 @@
 """The losses of PG-SB: pure functions of tensors, each with its equation.
 
 Notation of the variance-preserving schedule: x_t = alpha_t x0 + sigma_t eps, alpha_t^2 + sigma_t^2 = 1. Latents are
-[batch, ...] fp32; alpha and sigma broadcast against them.
+[batch, ...] fp32; alpha and sigma broadcast against them. A loss is one number a sample, [batch]: who calls takes their
+mean, or weighs them, or draws them over t.
 """
 
 from collections.abc import Callable
@@ -11,28 +12,26 @@ from torch import Tensor
 
 
 def vsd_loss(x0: Tensor, eps_teacher: Tensor, eps_lora: Tensor, weight: Tensor) -> Tensor:
-    """0.5 * MSE(x0, stopgrad(x0 - w (eps_teacher - eps_lora))).
+    """0.5 * MSE(x0, stopgrad(x0 - w (eps_teacher - eps_lora))) of each sample, [n].
 
-    Its gradient in x0 is w (eps_teacher - eps_lora) / x0.numel(): the score difference, no network's Jacobian
-    (SwiftBrush, equation 6; the form is that of its published code). Returns a scalar.
+    The gradient of their mean in x0 is w (eps_teacher - eps_lora) / x0.numel(): the score difference, no network's
+    Jacobian (SwiftBrush, equation 6; the form is that of its published code).
     """
     target = (x0 - weight * (eps_teacher - eps_lora)).detach()
-    return 0.5 * torch.nn.functional.mse_loss(x0, target)
+    return 0.5 * _mean_square(x0 - target)
 
 
 def lora_loss(eps: Tensor, noise: Tensor, weight: Tensor) -> Tensor:
-    """mean(w (eps - noise)^2): denoising score matching on the student's own samples. Returns a scalar."""
-    return (weight * (eps - noise).square()).mean()
+    """mean(w (eps - noise)^2) of each sample, [n]: denoising score matching on the student's own pictures."""
+    return (weight * (eps - noise).square()).flatten(1).mean(1)
 
 
 def clamped_clip_loss(images: Tensor, texts: Tensor, margin: float) -> Tensor:
-    """sum over samples of relu(tau - cos(image, text)), tau being the margin (SwiftBrush v2).
+    """relu(tau - cos(image, text)) of each sample, [n], tau being the margin (SwiftBrush v2).
 
     A picture that is close enough is pulled no closer. images and texts: CLIP embeddings [n, width], of any length.
-    A sum, so that parts of a batch add up; the caller divides by the number of samples that take part. Returns a
-    scalar, 0 for no samples.
     """
-    return (margin - torch.cosine_similarity(images, texts)).clamp(min=0).sum()
+    return (margin - torch.cosine_similarity(images, texts)).clamp(min=0)
 
 
 def falling_weight(first: float, last: float, step: int, steps: int) -> float:
@@ -47,8 +46,12 @@ def falling_weight(first: float, last: float, step: int, steps: int) -> float:
 
 
 def regression_loss(x0: Tensor, target: Tensor) -> Tensor:
-    """mean((x0 - target)^2), target being the teacher's own sample from the same noise. Returns a scalar."""
-    return torch.nn.functional.mse_loss(x0, target)
+    """mean((x0 - target)^2) of each sample, [n], target being the teacher's own from the same noise."""
+    return _mean_square(x0 - target)
+
+
+def _mean_square(difference: Tensor) -> Tensor:
+    return difference.square().flatten(1).mean(1)
 
 
 def sigma_squared_weight(alpha: Tensor, sigma: Tensor, cap: float) -> Tensor:

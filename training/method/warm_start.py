@@ -1,4 +1,5 @@
-"""Pairs (z, x0) of the teacher's own deterministic sampler, made once and kept in the run folder."""
+"""The warm start: pairs (z, x0) of the teacher's own deterministic sampler, made once and kept in the run folder, and
+the student's regression onto them."""
 
 import hashlib
 import json
@@ -16,9 +17,14 @@ from ..files import atomic_file
 from ..networks.backbones import LatentDiffusion
 from ..networks.text import Text
 from ..prompts.embeddings import PromptEmbeddings
+from ..prompts.encode import EncodedPrompts
 from ..prompts.order import PromptOrder
 from ..recipe.config import WarmStart
+from .batches import Batch
 from .guidance import Predict, guided
+from .losses import regression_loss
+from .one_step import OneStep
+from .step import Step
 
 SHARD = 64
 
@@ -84,3 +90,39 @@ def _read(path: Path, signature: str, count: int) -> dict[str, Tensor] | None:
             return shard if (file.metadata() or {}).get("signature") == signature and len(shard["z"]) == count else None
     except (OSError, safetensors.SafetensorError):
         return None
+
+
+class WarmStartUpdate:
+    """The student's update before distillation: |G(z, text) - x0|^2, z and x0 being a pair of the teacher's.
+
+    pairs: as `make_pairs` gives them, `count` of them.
+    """
+
+    role = "student"
+
+    def __init__(
+        self,
+        one_step: OneStep,
+        pairs: dict[str, Tensor] | None,
+        embeddings: PromptEmbeddings | EncodedPrompts,
+        count: int,
+        seed: int,
+    ):
+        self.one_step, self.network, self.pairs, self.embeddings = one_step, one_step.trained, pairs, embeddings
+        self.order = PromptOrder(count, seed)
+
+    def losses(self, step: Step) -> Callable[[slice], Tensor]:
+        size = step.draws.batch_size
+        chosen = self.order.batch(step.number * size, size)
+        step.z = self.pairs["z"][chosen]
+        step.batch = Batch(self.embeddings, self.pairs["prompt"][chosen].tolist(), None)
+        wanted = self.pairs["x0"][chosen]
+
+        def of(rows: slice) -> Tensor:
+            x0 = self.one_step(self.network, step, rows)
+            losses = regression_loss(x0, wanted[rows].to(x0.device))
+            step.note("regression_loss", losses)
+            step.x0[rows.start] = x0.detach()
+            return losses
+
+        return of
