@@ -41,7 +41,7 @@ def load_model(source: str, teacher: str | None = None, backbone: str | None = N
         loaded = load_backbone(told.get("snoopi.backbone", backbone or "stable_diffusion"), base, device)
         loaded.network = loaded.load_network(source).requires_grad_(False).eval().to(device)
         start = {"timestep": told.get("snoopi.start_timestep", 999), "noise": told.get("snoopi.start_noise", "unit")}
-        return loaded, block(Start, start, f"{quoted(source)} (its metadata)", "snoopi.start_")
+        return loaded, block(Start, start, lambda key: f"{quoted(source)} (its metadata)", "snoopi.start_")
     if (path / "config.yaml").is_file() or path.parent.name == "checkpoints":
         run = open_run(path)
         config = run.config

@@ -15,8 +15,8 @@ DEEPEST = 8  # levels
 MAPPING = "tag:yaml.org,2002:map"
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises UserError."""
+def read_settings(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """The mapping in a YAML file, and the line of each setting ("lora.rank"). Raises UserError."""
     text, loader = "", None
     try:
         status = path.stat()
@@ -27,7 +27,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         tree = loader.get_single_node()
         if not isinstance(tree, yaml.MappingNode):
             raise UserError(f"The config {quoted(path)} must be a YAML mapping of settings, like `batch_size: 64`.")
-        return loader.mapping(tree)
+        return loader.mapping(tree), loader.lines
     except OSError as error:
         raise UserError(f"Cannot read the config {quoted(path)}: {error.strerror}.") from None
     except UnicodeDecodeError as error:
@@ -38,9 +38,25 @@ def read_settings(path: Path) -> dict[str, Any]:
         line, what = (error.problem_mark or error.context_mark).line, error.problem
     except ValueError:  # a NUL or a lone surrogate in its name
         raise UserError(f"Cannot read the config {quoted(path)}: there can be no file of that name.") from None
-    keys = [_name(key) for key in loader.inside if isinstance(key, yaml.Node)] if loader else []
-    where = f", {quoted('.'.join(keys))}" if keys else ""
+    keys = _names(loader.inside) if loader else ""
+    where = f", {quoted(keys)}" if keys else ""
     raise UserError(f"The config {quoted(path)} is not valid YAML: line {line + 1}{where}: {quoted(what)}.") from None
+
+
+def read_value(text: str, source: str) -> Any:
+    """One plain value, as it would stand behind `KEY:` in a file. Raises UserError that names `source`."""
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if loader.size(node) > MOST_VALUES:
+            raise _error("it holds itself, or more than a config can", node)
+        is_mapping = isinstance(node, yaml.MappingNode) and node.tag == MAPPING
+        return loader.mapping(node) if is_mapping else loader.plain(node)
+    except yaml.YAMLError as error:
+        what = getattr(error, "problem", None) or error
+        raise UserError(f"{source}: the value is not valid YAML: {quoted(what)}.") from None
 
 
 class _Loader(yaml.SafeLoader):
@@ -49,6 +65,7 @@ class _Loader(yaml.SafeLoader):
     def __init__(self, text: str):
         super().__init__(text)
         self.inside, self.sizes, self.total = [], {}, 0  # inside: the keys, or numbers in a list, that lead here
+        self.lines: dict[str, int] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
         if len(self.inside) == DEEPEST:
@@ -68,6 +85,7 @@ class _Loader(yaml.SafeLoader):
         found = {}
         for key, value in node.value:
             self.inside.append(key)
+            self.lines[_names(self.inside)] = key.start_mark.line + 1
             is_mapping = isinstance(value, yaml.MappingNode) and value.tag == MAPPING
             found[_name(key)] = self.mapping(value) if is_mapping else self.plain(value)
             self.inside.pop()
@@ -97,3 +115,7 @@ def _error(problem: str, at: Any) -> yaml.MarkedYAMLError:
 
 def _name(key: yaml.Node) -> str:
     return key.value if isinstance(key, yaml.ScalarNode) else "[...]"
+
+
+def _names(inside: list[Any]) -> str:
+    return ".".join(_name(key) for key in inside if isinstance(key, yaml.Node))
