@@ -34,10 +34,10 @@ from .networks.sharding import check_can_shard, shard
 from .networks.student import load_student, make_student, student_origin
 from .networks.teachers import Teachers
 from .prompts.embeddings import PromptEmbeddings
-from .prompts.encode import EncodedPrompts
+from .prompts.encode import EncodedPrompts, extra_texts
 from .prompts.read import read_prompts
 from .prompts.repeats import few_prompts
-from .recipe.config import Config
+from .recipe.config import Config, flat
 from .run import checkpoint as checkpoints
 from .run.folder import find_saved, write_config
 from .run.machine import (
@@ -51,7 +51,7 @@ from .run.machine import (
     shares,
 )
 from .run.made_of import check_made_of, made_of, write_made_of
-from .run.preview import Preview
+from .run.preview import Preview, preview_noises
 from .run.progress import Metrics, ScoreGaps, summary
 from .run.trained import Trained
 from .run.update import update
@@ -66,7 +66,8 @@ def distill(config: Config, resume: bool = False, stop: Callable[[], bool] = lam
     """
     folder = Path(config.output)
     check_writable(folder)
-    accelerator, sharded = make_accelerator(config)
+    settings = (config.device, config.mixed_precision, config.tracker)
+    accelerator, sharded = make_accelerator(*settings, folder, config.student.shard)
     with ExitStack() as held:
         on_main(accelerator, lambda: held.enter_context(claimed(folder)))
         run = open_run(config, resume, stop, accelerator, sharded)
@@ -139,8 +140,10 @@ class Watch:
     def __init__(self, run: Run):
         config, self.run = run.config, run
         sampled = run.embeddings.texts(config.sample_prompts)
-        self.preview = Preview(config, run.backbone, run.shape, run.trained.student, sampled)
-        self.metrics = Metrics(Path(config.output), run.first, run.accelerator, config)
+        noises = preview_noises(config.seed, config.samples_per_prompt, run.shape)
+        drawn = (config.start, noises, config.sample_prompts, sampled)
+        self.preview = Preview(Path(config.output), run.backbone, run.trained.student, *drawn)
+        self.metrics = Metrics(Path(config.output), run.first, run.accelerator, config.tracker, dict(flat(config)))
         self.bar = tqdm(
             range(run.first, config.total_steps),
             initial=run.first,
@@ -189,21 +192,17 @@ def open_run(config: Config, resume: bool, stop: Callable[[], bool], accelerator
     folder = Path(config.output)
     saved = find_saved(folder, config, resume)
     torch.manual_seed(config.seed)  # the adapters' first weights; nothing else draws from the global generator
-    device, bf16 = accelerator.device, precision_of(config) == "bf16"
-    parts = shares(config, accelerator)
+    device, bf16 = accelerator.device, precision_of(config.mixed_precision, config.device) == "bf16"
+    parts = shares(config.batch_size, config.micro_batch, accelerator)
     prompts, negatives = read_lists(config, accelerator)
 
     backbone = load_backbone(config.backbone, config.teacher, device, config.teacher_parts)
     shape = backbone.latent_shape(config.latent_size)
     backbone.check_timesteps(latest_timesteps(config, last=len(backbone.alphas) - 1))
-    embeddings = (
-        EncodedPrompts(config, backbone, prompts)
-        if config.encoded_prompts
-        else PromptEmbeddings(backbone, prompts, config.text_cache_megabytes, config.null_prompt, stop)
-    )
+    embeddings = embeddings_of(config, backbone, prompts, stop)
     clip = ClipEmbeddings(config.clip, backbone) if config.clip else None
     origin = student_origin(backbone, config.student)
-    contents = made_of(config, backbone, prompts, negatives, clip, origin)
+    contents = made_of(backbone, prompts, negatives, clip, origin if config.student.start_from else None)
     on_main(accelerator, check_made_of, folder, contents)
 
     student = make_student(origin, config.student, bf16, nasa=config.nasa is not None)
@@ -217,7 +216,7 @@ def open_run(config: Config, resume: bool, stop: Callable[[], bool], accelerator
         load_student(student, saved.weights["student"])
         teachers.load(saved.weights["lora"])
     if sharded:
-        check_can_shard(config, student)
+        check_can_shard(student, config.optimizer, nasa=config.nasa is not None)
         shard(student, device, accelerator.num_processes)
     of_student = accelerator.prepare_model(student, device_placement=False, evaluation_mode=sharded)  # else: DDP
     teachers.trained = accelerator.prepare(teachers.network)
@@ -252,6 +251,16 @@ def read_lists(config: Config, accelerator: Accelerator) -> tuple[list[str], lis
         for sentence in [odd] * bool(odd) + few_prompts(config, prompts, negatives):
             print(f"warning: {sentence}", file=sys.stderr)
     return prompts, negatives
+
+
+def embeddings_of(
+    config: Config, backbone: LatentDiffusion, prompts: list[str], stop: Callable[[], bool]
+) -> PromptEmbeddings | EncodedPrompts:
+    """The prompts encoded: from a folder where the config names one, else in memory or on the fly. Raises UserError."""
+    if not config.encoded_prompts:
+        return PromptEmbeddings(backbone, prompts, config.text_cache_megabytes, config.null_prompt, stop)
+    extras = extra_texts(config.null_prompt, config.sample_prompts, config.nasa)
+    return EncodedPrompts(config.encoded_prompts, config.backbone, extras, backbone, prompts)
 
 
 def latest_timesteps(config: Config, last: int) -> dict[str, int]:

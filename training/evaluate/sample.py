@@ -47,7 +47,7 @@ def load_model(source: str, teacher: str | None = None, backbone: str | None = N
         config = run.config
         loaded = load_backbone(config.backbone, teacher or config.teacher, device, config.teacher_parts)
         origin = student_origin(loaded, config.student)
-        check_made_of(run.folder, made_of(config, loaded, origin=origin))
+        check_made_of(run.folder, made_of(loaded, origin=origin if config.student.start_from else None))
         loaded.network = plain_student(loaded, config.student, run.weights(), origin)
         return loaded, config.start
     return load_backbone(backbone or "stable_diffusion", source, device), Start()

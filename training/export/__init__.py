@@ -70,7 +70,7 @@ def export(
     layout = chosen_layout(layout, family, lora)
     loadable = {f"base_model.model.{key}": tensor for key, tensor in weights.items()} if lora else weights
     origin = student_origin(backbone, config.student)
-    check_made_of(run.folder, made_of(config, backbone, origin=origin))
+    check_made_of(run.folder, made_of(backbone, origin=origin if config.student.start_from else None))
     student = plain_student(backbone, config.student, loadable, origin)
     start_from, base = config.student.start_from, None
     if layout == "lora":

@@ -7,6 +7,7 @@ are frozen, so they have no gradients and no optimiser states, which are most of
 from collections.abc import Iterator
 from typing import Any
 
+import peft
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -14,18 +15,17 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..errors import UserError
-from ..recipe.config import Config
 
 #: diffusers' classes of single layers; whatever is in none of them is gathered once for a whole forward.
 LAYERS = ("BasicTransformerBlock", "ResnetBlock2D")
 
 
-def check_can_shard(config: Config, network: nn.Module) -> None:
+def check_can_shard(network: nn.Module, optimizer: str, nasa: bool) -> None:
     """Raises UserError for what a split student cannot be."""
     cannot = {
-        "is a LoRA, which is small already": config.student.lora is not None,
-        "is optimised by adamw_8bit": config.optimizer == "adamw_8bit",
-        "trains with NASA and is a PixArt": config.nasa is not None and hasattr(network, "caption_projection"),
+        "is a LoRA, which is small already": isinstance(network, peft.PeftModel),
+        "is optimised by adamw_8bit": optimizer == "adamw_8bit",
+        "trains with NASA and is a PixArt": nasa and hasattr(network, "caption_projection"),
     }
     for reason, holds in cannot.items():
         if holds:

@@ -27,7 +27,7 @@ from ..files import atomic_file, claimed
 from ..networks.backbones import LatentDiffusion, load_backbone
 from ..networks.backbones.sources import is_single_file
 from ..networks.text import Text
-from ..recipe.config import Config
+from ..recipe.config import Config, Nasa
 from .read import digest, read_prompts
 
 FORMAT, SHARD, BATCH = 1, 1024, 32  # prompts a shard, prompts a batch
@@ -52,12 +52,12 @@ def encode_prompts(config: Config, resume: bool = True, stop: Callable[[], bool]
 def _encode(config: Config, folder: Path, resume: bool, stop: Callable[[], bool]) -> None:
     """`encode_prompts` into a folder that is this process's own."""
     prompts = read_prompts(config.prompts, config.prompt_column, config.skip_bad_prompts)
-    extras = extra_texts(config)
+    extras = extra_texts(config.null_prompt, config.sample_prompts, config.nasa)
     device = "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
     backbone = load_backbone(config.backbone, config.teacher, device, config.teacher_parts)
     sample = backbone.encode([extras[0]])
     tokens, width = sample.embeddings.shape[1:]
-    index = identity(config, backbone, prompts)
+    index = identity(config.backbone, backbone, prompts)
     if resume and (folder / "index.json").exists():
         _refuse_differences(folder, read_index(folder), index)
     else:
@@ -94,14 +94,17 @@ class EncodedPrompts:
     prompts: the list that is encoded. null: the null prompt, one row. Used in place of PromptEmbeddings.
     """
 
-    def __init__(self, config: Config, backbone: LatentDiffusion, prompts: Sequence[str]):
-        """Raises UserError for a folder that is not there, not finished, or stale: of other prompts or another
-        text encoder."""
-        self.folder, self.prompts, self.device = Path(config.encoded_prompts or ""), prompts, backbone.device
+    def __init__(self, folder: str, kind: str, extras: list[str], backbone: LatentDiffusion, prompts: Sequence[str]):
+        """kind: the setting `backbone`. extras: as `extra_texts` gives them.
+
+        Raises UserError for a folder that is not there, not finished, or stale: of other prompts or another text
+        encoder.
+        """
+        self.folder, self.prompts, self.device = Path(folder), prompts, backbone.device
         self.index = read_index(self.folder)
-        _refuse_differences(self.folder, self.index, identity(config, backbone, prompts))
+        _refuse_differences(self.folder, self.index, identity(kind, backbone, prompts))
         self._shards: dict[Path, tuple[Any, Tensor]] = {}
-        self._extras = {text: row for row, text in enumerate(extra_texts(config))}
+        self._extras = {text: row for row, text in enumerate(extras)}
         self._extra = self.folder / extra_name(list(self._extras))
         shards = [shard_path(self.folder, first) for first in range(0, len(prompts), SHARD)]
         if missing := [path for path in [*shards, self._extra] if not path.exists()]:
@@ -109,7 +112,7 @@ class EncodedPrompts:
                 f"{quoted(self.folder)} is not complete: {len(missing)} of {len(shards) + 1} files are missing; run "
                 f"`{COMMAND} encode` with this config, which goes on where it stopped."
             )
-        self.null = self.texts([config.null_prompt])
+        self.null = self.texts(extras[:1])
 
     def batch(self, indices: Sequence[int]) -> Text:
         """Embeddings fp32 [n, tokens, width], zero where the mask [n, tokens] is; no mask if the encoder has none."""
@@ -147,23 +150,23 @@ class EncodedPrompts:
         return self._shards[path]
 
 
-def identity(config: Config, backbone: LatentDiffusion, prompts: Sequence[str]) -> dict[str, Any]:
-    """What makes encoded prompts usable for a run: the prompts, and what encodes them."""
+def identity(kind: str, backbone: LatentDiffusion, prompts: Sequence[str]) -> dict[str, Any]:
+    """What makes encoded prompts usable for a run: the prompts, and what encodes them. kind: the setting `backbone`."""
     return {
         "format": FORMAT,
         "prompts": len(prompts),
         "prompts_sha256": digest(prompts),
         "prompts_a_shard": SHARD,
-        "backbone": config.backbone,
+        "backbone": kind,
         "text_encoder": backbone.parts,
         "text_encoder_sha256": fingerprint(backbone),
     }
 
 
-def extra_texts(config: Config) -> list[str]:
+def extra_texts(null_prompt: str, sample_prompts: list[str], nasa: Nasa | None) -> list[str]:
     """What a run encodes besides its prompts, each once: the null prompt first."""
-    negatives = read_prompts(config.nasa.prompts) if config.nasa else []
-    return list(dict.fromkeys([config.null_prompt, *config.sample_prompts, *negatives]))
+    negatives = read_prompts(nasa.prompts) if nasa else []
+    return list(dict.fromkeys([null_prompt, *sample_prompts, *negatives]))
 
 
 def extra_name(texts: list[str]) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -19,17 +20,20 @@ from ..recipe.config import Config
 OPTIMIZER_BYTES = {"adamw": 8, "adamw_8bit": 2}  # a weight
 
 
-def make_accelerator(config: Config) -> tuple[Accelerator, bool]:
+def make_accelerator(
+    device: str, mixed_precision: str, tracker: str | None, run: Path, shard: bool
+) -> tuple[Accelerator, bool]:
     """accelerate as the run needs it, and whether the student is to be split over its processes.
+
+    The first three and `shard` are the settings of those names; run: its folder.
 
     Raises UserError for a device or tracker that is not here, or a split by anything but FSDP.
     """
-    if config.device == "cuda" and not torch.cuda.is_available():
+    if device == "cuda" and not torch.cuda.is_available():
         raise UserError("device is cuda, but PyTorch finds no GPU here; write `device: auto` or `device: cpu`.")
-    on_cpu = config.device == "cpu" or not torch.cuda.is_available()
+    on_cpu = device == "cpu" or not torch.cuda.is_available()
     if on_cpu:
         torch.set_flush_denormal(True)  # Adam's tiny second moments are slow as denormals
-    tracker = config.tracker
     if tracker is not None and tracker not in LOGGER_TYPE_TO_CLASS:
         known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
         raise UserError(f"tracker is {quoted_value(tracker)}; allowed is one of {known}.")
@@ -37,12 +41,12 @@ def make_accelerator(config: Config) -> tuple[Accelerator, bool]:
     fsdp = os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() == "true"
     try:
         accelerator = Accelerator(
-            mixed_precision=precision_of(config),
+            mixed_precision=precision_of(mixed_precision, device),
             # not from ACCELERATE_GRADIENT_ACCUMULATION_STEPS, which would divide every gradient: micro_batch does that
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             cpu=on_cpu,
             log_with=tracker,
-            project_dir=config.output,
+            project_dir=run,
         )
     except (ValueError, ImportError, RuntimeError) as error:  # its many environment variables among the reasons
         raise UserError(f"accelerate cannot start: {quoted(error)}") from None
@@ -53,31 +57,30 @@ def make_accelerator(config: Config) -> tuple[Accelerator, bool]:
             f"accelerate is set up for {accelerator.distributed_type.value}; run `accelerate config` for plain "
             f"multi-GPU, and write `student: {{shard: true}}` (FSDP) to split what DeepSpeed's ZeRO-3 splits."
         )
-    return accelerator, (fsdp or config.student.shard) and accelerator.num_processes > 1
+    return accelerator, (fsdp or shard) and accelerator.num_processes > 1
 
 
-def precision_of(config: Config) -> str:
-    """ "bf16" or "no"; auto is bf16 on GPUs that have it."""
-    if config.mixed_precision != "auto":
-        return config.mixed_precision
-    on_gpu = config.device != "cpu" and torch.cuda.is_available()
+def precision_of(mixed_precision: str, device: str) -> str:
+    """ "bf16" or "no" of the two settings; auto is bf16 on GPUs that have it."""
+    if mixed_precision != "auto":
+        return mixed_precision
+    on_gpu = device != "cpu" and torch.cuda.is_available()
     return "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "no"
 
 
-def shares(config: Config, accelerator: Accelerator) -> list[slice]:
+def shares(batch: int, micro_batch: int | None, accelerator: Accelerator) -> list[slice]:
     """The rows of the global batch that this process computes, a slice for each forward. Raises UserError."""
-    share, size = share_of(config, accelerator.num_processes)
+    share, size = share_of(batch, micro_batch, accelerator.num_processes)
     first = share * accelerator.process_index
     return [slice(start, start + size) for start in range(first, first + share, size)]
 
 
-def share_of(config: Config, processes: int) -> tuple[int, int]:
+def share_of(batch: int, micro_batch: int | None, processes: int) -> tuple[int, int]:
     """How many samples of the batch one process computes, and how many at once. Raises UserError."""
-    batch = config.batch_size
     if batch % processes:
         raise UserError(f"batch_size is {batch}; {processes} processes share it, so write a multiple of {processes}.")
     share = batch // processes
-    size = min(config.micro_batch or share, share)
+    size = min(micro_batch or share, share)
     if share % size:
         raise UserError(f"micro_batch is {size}; it must divide {share}, the share of one process.")
     return share, size

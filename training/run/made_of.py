@@ -19,7 +19,6 @@ from ..files import atomic_file
 from ..method.clip import ClipEmbeddings
 from ..networks.backbones import LatentDiffusion
 from ..prompts.read import digest
-from ..recipe.config import Config
 
 FILE = "made_of.json"
 #: Settings of a denoiser's config.json that change what it says without changing the shape of a weight.
@@ -31,7 +30,6 @@ BETAS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trai
 
 
 def made_of(
-    config: Config,
     backbone: LatentDiffusion,
     prompts: Sequence[str] = (),
     negatives: Sequence[str] = (),
@@ -40,7 +38,8 @@ def made_of(
 ) -> dict[str, str]:
     """{what it is, in words, with the setting that names it: SHA-256}, of what is given, before any of it is changed.
 
-    origin: what the student starts from. A text encoder counts where it is loaded: encoded prompts know their own.
+    origin: what the student starts from, where that is not the teacher. A text encoder counts where it is loaded:
+    encoded prompts know their own.
     """
     found = {
         f"the teacher's {backbone.folder} (teacher)": digest_of(backbone.network, _shapeless(backbone.network)),
@@ -55,7 +54,7 @@ def made_of(
         )
     if negatives:
         found["the negative prompts (nasa.prompts)"] = digest(negatives)
-    if origin is not None and config.student.start_from:
+    if origin is not None:
         found["what the student starts from (student.start_from)"] = digest_of(origin)
     if clip:
         found["CLIP (clip.model)"] = digest_of(clip.model)

@@ -42,13 +42,13 @@ def plan(config: Config, processes: int = 1) -> Plan:
     """Raises UserError if the teacher's config cannot be had."""
     backbone = backbone_class(config.backbone)
     described = backbone.describe(config.teacher, config.teacher_parts)
-    bf16 = precision_of(config) == "bf16"
+    bf16 = precision_of(config.mixed_precision, config.device) == "bf16"
     with torch.device("meta"):
         network = backbone.network_class.from_config(described)
         teacher = backbone.network_class.from_config(described)
         denoiser = _count(teacher)
         lora = _count(add_adapter(teacher, config.lora), trainable=True)
-    _, batch = share_of(config, processes)
+    _, batch = share_of(config.batch_size, config.micro_batch, processes)
     shape = _latent_shape(config, described)
     sample = backbone.bare(network)
     forward = _forward_flops(sample, shape)

@@ -14,7 +14,7 @@ from ..method.draws import PREVIEW, generator
 from ..networks.average import Average
 from ..networks.backbones import LatentDiffusion
 from ..networks.text import Text
-from ..recipe.config import Config
+from ..recipe.config import Start
 
 MARGIN = 6
 SMALLEST = 96  # small pictures are enlarged to at least this many pixels, by whole factors
@@ -28,18 +28,24 @@ class Preview:
     """
 
     def __init__(
-        self, config: Config, backbone: LatentDiffusion, shape: tuple[int, int, int], student: nn.Module, text: Text
+        self,
+        run: Path,
+        backbone: LatentDiffusion,
+        student: nn.Module,
+        start: Start,
+        noises: Tensor,
+        prompts: list[str],
+        text: Text,
     ):
-        """text: the encoded sample prompts."""
-        self.config, self.backbone, self.student, self.text = config, backbone, student, text
-        noises = torch.randn((config.samples_per_prompt, *shape), generator=generator(config.seed, PREVIEW, 0))
-        self.noises = noises.to(backbone.device)
+        """noises [columns, c, h, w], as `preview_noises` draws them. text: the encoded prompts, a row each."""
+        self.run, self.backbone, self.student, self.start = run, backbone, student, start
+        self.prompts, self.text, self.noises = prompts, text, noises.to(backbone.device)
         self.diversity: float | None = None
 
     @torch.no_grad()
     def latents(self, average: Average | None) -> Tensor:
         """x0 [prompts, noises, c, h, w], by the averaged weights where there are any."""
-        columns, start = len(self.noises), self.config.start
+        columns, start = len(self.noises), self.start
         with average.in_place() if average else nullcontext():
             rows = [
                 self.backbone.one_step(
@@ -54,8 +60,13 @@ class Preview:
     def save(self, latents: Tensor, step: int) -> numpy.ndarray:
         """Writes RUN/samples/step-N.png; returns it, uint8 [height, width, 3]. Raises UserError (disk)."""
         pictures = self.backbone.decode(latents.flatten(0, 1))
-        path = Path(self.config.output) / "samples" / f"step-{step:08d}.png"
-        return save_grid(path, self.config.sample_prompts, pictures.reshape(*latents.shape[:2], *pictures.shape[1:]))
+        path = self.run / "samples" / f"step-{step:08d}.png"
+        return save_grid(path, self.prompts, pictures.reshape(*latents.shape[:2], *pictures.shape[1:]))
+
+
+def preview_noises(seed: int, columns: int, shape: tuple[int, int, int]) -> Tensor:
+    """The same for every grid of a run, fp32 [columns, c, h, w]."""
+    return torch.randn((columns, *shape), generator=generator(seed, PREVIEW, 0))
 
 
 def save_grid(path: str | Path, labels: list[str], pictures: numpy.ndarray) -> numpy.ndarray:

@@ -4,6 +4,7 @@ import json
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
@@ -12,7 +13,6 @@ from torch import Tensor
 
 from ..errors import UserError, quoted
 from ..files import atomic_file
-from ..recipe.config import Config, flat
 
 
 def summary(figures: dict[str, float]) -> str:
@@ -27,17 +27,18 @@ def summary(figures: dict[str, float]) -> str:
 class Metrics:
     """What the first process writes down: RUN/metrics.jsonl, a line a logged step, and the tracker if there is one.
 
-    Lines after `first` (from before a crash) are dropped.
+    Lines after `first` (from before a crash) are dropped. settings: by name, for the tracker.
     """
 
-    def __init__(self, run: Path, first: int, accelerator: Accelerator, config: Config):
+    def __init__(self, run: Path, first: int, accelerator: Accelerator, tracker: str | None, settings: dict[str, Any]):
         self.accelerator, self.file = accelerator, None
-        if config.tracker:
-            plain = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in flat(config)}
+        if tracker:
+            kept = (int, float, str)
+            plain = {key: value if isinstance(value, kept) else str(value) for key, value in settings.items()}
             try:
                 accelerator.init_trackers("snoopi", config=plain)
             except ImportError as error:
-                raise UserError(f"tracker is {config.tracker}, not wholly installed here ({quoted(error)}).") from None
+                raise UserError(f"tracker is {tracker}, not wholly installed here ({quoted(error)}).") from None
         if not accelerator.is_main_process:
             return
         path = run / "metrics.jsonl"
