@@ -63,7 +63,7 @@ def make_teacher(name: str, folder: Path) -> None:
     import small_models
 
     import conftest  # noqa: F401  loads the package `training`
-    from training.backbones import backbone_class
+    from training.networks.backbones import backbone_class
 
     backbone = backbone_class(BACKBONES[name])
     described = next(iter(backbone.known.values()))
@@ -109,9 +109,9 @@ def child(options: argparse.Namespace) -> None:
 
     import conftest  # noqa: F401
     from benchmarks.training_step import Clock
-    from training import config
     from training.distill import distill
-    from training.plan import plan
+    from training.recipe import config
+    from training.run.plan import plan
 
     settings = config.to_dict(config.load(REPOSITORY / f"training/configs/{options.child}.yaml"))
     settings |= {

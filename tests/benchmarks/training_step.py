@@ -158,8 +158,8 @@ def ours(options: argparse.Namespace) -> None:
     """The shipped trainer, whole."""
     sys.path.insert(0, str(REPOSITORY / "tests/training"))
     import conftest  # noqa: F401  loads the package `training`
-    from training.config import parse
     from training.distill import distill
+    from training.recipe.config import parse
 
     folder = options.teacher.parent
     settings = {
@@ -185,7 +185,7 @@ def plain(options: argparse.Namespace) -> None:
     from torch.nn.functional import mse_loss
 
     import conftest  # noqa: F401
-    from training.backbones import load_backbone
+    from training.networks.backbones import load_backbone
 
     clock = Clock(options.steps)
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -20,7 +20,7 @@ import yaml
 from fresh import clean, make_environment
 
 from comfyui.serve import COMFYUI, PACK
-from training import config
+from training.recipe import config
 
 sys.path.append(str(PACK / "tests/training"))
 from small_models import make_clip, make_pixart, make_teacher  # noqa: E402

@@ -21,7 +21,8 @@ MEGABYTE = 2**20
 USE = """
 import importlib, json, pathlib, pkgutil, sys
 import snoopi_training
-from snoopi_training import config, prompts
+from snoopi_training.recipe import config
+from snoopi_training.prompts import read as prompts
 from snoopi_training.shapes import text
 folder = pathlib.Path(snoopi_training.__file__).parent
 not_modules = ("__main__", "in_comfyui")  # they run when they are imported

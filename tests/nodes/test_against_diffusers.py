@@ -1,4 +1,4 @@
-"""The patch against an independent reference: diffusers with training/nasa.py, on the same weights, to 1e-4.
+"""The patch against an independent reference: diffusers with training/networks/nasa.py, on the same weights, to 1e-4.
 
 Each family has its full layout, as ComfyUI reads it off the full-width network: levels, blocks, transformer depths and
 the real number of heads. Only the channels are fewer, and the weights are random, so this proves wiring and arithmetic,
@@ -18,7 +18,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, PixArtTransformer2DModel, UNet2DConditionModel
 
-from training.nasa import add_nasa, nasa_arguments
+from training.networks.nasa import add_nasa, nasa_arguments
 
 BATCH, ALPHA, TOLERANCE = 2, 0.5, 1e-4
 WIDTH = 48  # of the text

@@ -7,8 +7,8 @@ import pytest
 import safetensors
 import torch
 
-from training import config
 from training.errors import UserError
+from training.recipe import config
 from training.shapes import weights
 
 SIZE_LIMIT = 64 * 2**20

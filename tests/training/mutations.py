@@ -37,137 +37,240 @@ class Mutation:
 MUTATIONS = [
     # the student's update
     Mutation(
-        "vsd_loss's arguments exchanged", "vsd_loss(x0, eps_teacher, eps_lora,", "vsd_loss(x0, eps_lora, eps_teacher,"
+        "vsd_loss's arguments exchanged",
+        "vsd_loss(x0, eps_teacher, eps_lora,",
+        "vsd_loss(x0, eps_lora, eps_teacher,",
+        "method/student_update.py",
     ),
-    Mutation("another kappa for the LoRA teacher", "kappa_lora = kappa if", "kappa_lora = kappa / 2 + 1 if"),
+    Mutation(
+        "another kappa for the LoRA teacher",
+        "kappa_lora = kappa if",
+        "kappa_lora = kappa / 2 + 1 if",
+        "method/guidance.py",
+    ),
     Mutation(
         "kappa not from its range",
         "low + (high - low) * torch.rand((count",
         "low + high * torch.rand((count",
-        "guidance.py",
+        "method/guidance.py",
     ),
     Mutation(
-        "one sample's kappa for another", "random_kappa[rows if scales > 1", "random_kappa.flip(0)[rows if scales > 1"
+        "one sample's kappa for another",
+        "drawn[rows if self.per",
+        "drawn.flip(0)[rows if self.per",
+        "method/guidance.py",
     ),
     Mutation(
-        "CFG counts kappa from the text", "eps_null + kappa * (eps_text", "eps_text + kappa * (eps_text", "guidance.py"
+        "CFG counts kappa from the text",
+        "eps_null + kappa * (eps_text",
+        "eps_text + kappa * (eps_text",
+        "method/guidance.py",
     ),
     Mutation(
-        "cfg_on: teacher read as lora", 'config.cfg_on in ("both", "teacher")', 'config.cfg_on in ("both", "lora")'
+        "cfg_on: teacher read as lora",
+        'self.on in ("both", "teacher")',
+        'self.on in ("both", "lora")',
+        "method/guidance.py",
     ),
-    Mutation("LoRA on in the frozen teacher", "guided(teachers.frozen,", "guided(teachers.lora,"),
-    Mutation("LoRA off in the LoRA teacher", "guided(teachers.lora,", "guided(teachers.frozen,"),
     Mutation(
-        "VSD's t from LoRA's range", "draw_timesteps(config.vsd.timesteps)", "draw_timesteps(config.lora.timesteps)"
+        "LoRA on in the frozen teacher",
+        "guided(self.teachers.frozen,",
+        "guided(self.teachers.lora,",
+        "method/student_update.py",
+    ),
+    Mutation(
+        "LoRA off in the LoRA teacher",
+        "guided(self.teachers.lora,",
+        "guided(self.teachers.frozen,",
+        "method/student_update.py",
+    ),
+    Mutation(
+        "VSD's t from LoRA's range",
+        "draws.timesteps(self.settings.timesteps)",
+        "draws.timesteps((0, 999))",
+        "method/student_update.py",
     ),
     Mutation(
         "VSD's noise is the student's own",
-        "noise[rows].to(device), t_rows)\n                        eps_teacher",
-        "z[rows].to(device), t_rows)\n                        eps_teacher",
+        "noise[rows].to(device)",
+        "step.z[rows].to(device)",
+        "method/student_update.py",
     ),
-    Mutation("VSD's weight fixed", "VSD_WEIGHTS[config.vsd.weight]", 'VSD_WEIGHTS["sigma_squared"]'),
-    Mutation("VSD's weight is sigma", "return sigma.square()", "return sigma", "losses.py"),
-    Mutation("VSD's gradient twice", "0.5 * torch.nn", "torch.nn", "losses.py"),
     Mutation(
-        "VSD's target is not fixed", "(eps_teacher - eps_lora)).detach()", "(eps_teacher - eps_lora))", "losses.py"
+        "VSD's weight fixed",
+        "VSD_WEIGHTS[self.settings.weight]",
+        'VSD_WEIGHTS["sigma_squared"]',
+        "method/student_update.py",
+    ),
+    Mutation("VSD's weight is sigma", "return sigma.square()", "return sigma", "method/losses.py"),
+    Mutation("VSD's gradient twice", "0.5 * _mean_square", "_mean_square", "method/losses.py"),
+    Mutation(
+        "VSD's target is not fixed",
+        "(eps_teacher - eps_lora)).detach()",
+        "(eps_teacher - eps_lora))",
+        "method/losses.py",
     ),
     Mutation(
         "alpha_t and sigma_t exchanged in x_t",
         "alpha * x0.float() + sigma * noise",
         "sigma * x0.float() + alpha * noise",
-        "backbones/latent_diffusion.py",
+        "networks/backbones/latent_diffusion.py",
     ),
     Mutation(
         "v read as its opposite",
         "alpha * said + sigma * x_t",
         "sigma * x_t - alpha * said",
-        "backbones/latent_diffusion.py",
+        "networks/backbones/latent_diffusion.py",
     ),
     Mutation(
         "vp noise read as unit",
         'z.float() if noise == "unit" else sigma * z.float()',
         "z.float()",
-        "backbones/latent_diffusion.py",
+        "networks/backbones/latent_diffusion.py",
     ),
     # CLIP
     Mutation(
         "CLIP's weight never falls",
-        "falling_weight(config.clip.weight, config.clip.final_weight, *progress)",
-        "config.clip.weight",
+        "falling_weight(self.settings.weight, self.settings.final_weight, *progress)",
+        "self.settings.weight",
+        "method/clip.py",
     ),
     Mutation(
         "CLIP's weight falls by another curve",
         "** min(step / steps, 1.0)",
         "** min(step / (steps - 1), 1.0)",
-        "losses.py",
+        "method/losses.py",
     ),
-    Mutation("CLIP's loss is a sum", "config.clip.margin) * share / len(x0)", "config.clip.margin)"),
-    Mutation("CLIP reads other prompts", "prompts[chosen[row]] for row", "prompts[chosen[row - 1]] for row"),
-    Mutation("CLIP sees pictures unclamped", ".clamp(0, 1)  #", "  #", "clip.py"),
+    Mutation("CLIP's loss is a sum", "self.settings.margin) * self.share", "self.settings.margin)", "method/clip.py"),
     Mutation(
-        "CLIP's weight falls from the run's first step", "(step - first_vsd, config.steps)", "(step, config.steps)"
+        "CLIP reads other prompts", "batch.prompt(row) for row", "batch.prompt(row - 1) for row", "method/clip.py"
     ),
-    Mutation("CLIP's mean and deviation exchanged", "MEAN, DEVIATION = (", "DEVIATION, MEAN = (", "clip.py"),
+    Mutation("CLIP sees pictures unclamped", ".clamp(0, 1)  #", "  #", "method/clip.py"),
+    Mutation(
+        "CLIP's weight falls from the run's first step",
+        "(step - self.first_vsd, self.steps)",
+        "(step, self.steps)",
+        "method/clip.py",
+    ),
+    Mutation("CLIP's mean and deviation exchanged", "MEAN, DEVIATION = (", "DEVIATION, MEAN = (", "method/clip.py"),
     # NASA-T
-    Mutation("alpha ~ U(0, .5)", "low + (high - low) * torch.rand(()", "low + (high - low) / 2 * torch.rand(()"),
-    Mutation("NASA adds", "z_positive - alpha * z_negative", "z_positive + alpha * z_negative", "nasa.py"),
+    Mutation("alpha ~ U(0, .5)", "low + (high - low) * here", "low + (high - low) / 2 * here", "method/pgsb.py"),
+    Mutation("NASA adds", "z_positive - alpha * z_negative", "z_positive + alpha * z_negative", "networks/nasa.py"),
     Mutation(
         "the student's update unsteered",
-        "student_x0(trained_student, z[rows], text, *steer)",
-        "student_x0(trained_student, z[rows], text)",
+        "if step.alpha is not None:",
+        "if step.alpha is not None and not __import__('torch').is_grad_enabled():",
+        "method/one_step.py",
     ),
     Mutation(
         "fresh LoRA samples unsteered",
-        "student_x0(student, z[rows], text, *steer)",
-        "student_x0(student, z[rows], text)",
+        "if step.alpha is not None:",
+        "if step.alpha is not None and __import__('torch').is_grad_enabled():",
+        "method/one_step.py",
     ),
-    Mutation("the frozen teacher keeps the null prompt", "text, unwanted, kappa_teacher", "text, null, kappa_teacher"),
-    Mutation("the LoRA teacher gets the negative prompt", "text, null, kappa_lora", "text, unwanted, kappa_lora"),
-    Mutation("the negative's mask dropped", "None if negative_mask is None else", "None if True else", "nasa.py"),
+    Mutation(
+        "the frozen teacher keeps the null prompt",
+        "text, away, kappa_teacher",
+        "text, null, kappa_teacher",
+        "method/student_update.py",
+    ),
+    Mutation(
+        "the LoRA teacher gets the negative prompt",
+        "text, null, kappa_lora",
+        "text, away, kappa_lora",
+        "method/student_update.py",
+    ),
+    Mutation(
+        "the negative's mask dropped", "None if negative_mask is None else", "None if True else", "networks/nasa.py"
+    ),
     # the LoRA teacher's updates
     Mutation(
-        "LoRA's t from VSD's range", "draw_timesteps(config.lora.timesteps)", "draw_timesteps(config.vsd.timesteps)"
+        "LoRA's t from VSD's range",
+        "draws.timesteps(self.settings.timesteps)",
+        "draws.timesteps((20, 980))",
+        "method/lora_update.py",
     ),
-    Mutation("null dropout never", "< config.lora.null_probability", "< 0"),
-    Mutation("null dropout where there should be none", "nulls if blind else texts", "texts if blind else nulls"),
-    Mutation("LoRA's weight 1", "LORA_WEIGHTS[config.lora.weight]", 'LORA_WEIGHTS["uniform"]'),
-    Mutation("LoRA's weight is alpha", "return alpha.square()", "return alpha", "losses.py"),
-    Mutation("LoRA predicts x0", "lora_loss(eps, noise_rows,", "lora_loss(eps, x0,"),
+    Mutation("null dropout never", "< self.settings.null_probability", "< 0", "method/lora_update.py"),
+    Mutation(
+        "null dropout where there should be none",
+        "step.batch.null(rows) if blind else step.batch.text(rows)",
+        "step.batch.text(rows) if blind else step.batch.null(rows)",
+        "method/lora_update.py",
+    ),
+    Mutation(
+        "LoRA's weight 1", "LORA_WEIGHTS[self.settings.weight]", 'LORA_WEIGHTS["uniform"]', "method/lora_update.py"
+    ),
+    Mutation("LoRA's weight is alpha", "return alpha.square()", "return alpha", "method/losses.py"),
+    Mutation(
+        "LoRA predicts x0", "lora_loss(eps, noise_rows,", "lora_loss(eps, step.x0[rows.start],", "method/lora_update.py"
+    ),
     Mutation(
         "LoRA's parts of a batch add up",
-        "= lora_loss(eps, noise_rows, weight)",
-        "= lora_loss(eps, noise_rows, weight) * len(parts)",
+        "accelerator.backward(loss / len(parts))",
+        "accelerator.backward(loss)",
+        "run/update.py",
     ),
-    Mutation("LoRA's scale is 1", "lora_alpha=settings.alpha", "lora_alpha=settings.rank", "adapter.py"),
-    Mutation("fresh samples are not fresh", "if index and config.lora.fresh:", "if False:"),
-    Mutation("fresh samples of the same prompts", "* batches_a_step + number)", "* batches_a_step)"),
-    Mutation("LoRA on other layers", '["to_q", "to_v"]', '["to_q", "to_k"]', "config.py"),
+    Mutation("LoRA's scale is 1", "lora_alpha=settings.alpha", "lora_alpha=settings.rank", "networks/adapter.py"),
+    Mutation(
+        "fresh samples are not fresh", "if self.index and self.settings.fresh:", "if False:", "method/lora_update.py"
+    ),
+    Mutation("fresh samples of the same prompts", "* batches_a_step + index", "* batches_a_step", "method/pgsb.py"),
+    Mutation("LoRA on other layers", '["to_q", "to_v"]', '["to_q", "to_k"]', "recipe/config.py"),
     Mutation(
         "LoRA's first weights not gaussian",
         '"gaussian" if settings.init == "gaussian" else',
         "True if True else",
-        "adapter.py",
+        "networks/adapter.py",
     ),
-    Mutation("LoRA follows the student after its update", "if not samples:", "if True:"),
+    Mutation(
+        "LoRA follows the student after its update",
+        "if rows.start not in step.x0:",
+        "if True:",
+        "method/lora_update.py",
+    ),
     # optimisers and average
-    Mutation("EMA's decay swapped", "self.means, weights, 1 - decay", "self.means, weights, decay", "average.py"),
-    Mutation("EMA's ramp missing", "if self.ramp else", "if False else", "average.py"),
-    Mutation("EMA counts all steps", "average.update(step - first_vsd)", "average.update(step)"),
     Mutation(
-        "gradients not clipped", "clip_grad_norm_(weights, config.gradient_clip)", "clip_grad_norm_(weights, 1e9)"
+        "EMA's decay swapped", "self.means, weights, 1 - decay", "self.means, weights, decay", "networks/average.py"
     ),
-    Mutation("weight decay fixed", "weight_decay=weight_decay, fused", "weight_decay=0.01, fused", "machine.py"),
+    Mutation("EMA's ramp missing", "if self.ramp else", "if False else", "networks/average.py"),
+    Mutation("EMA counts all steps", "average.update(step - phase.steps.start)", "average.update(step)"),
     Mutation(
-        "the student has the LoRA's betas", "student_weights, rate, betas,", "student_weights, rate, config.lora.betas,"
+        "gradients not clipped",
+        "clip_grad_norm_(weights, largest_norm)",
+        "clip_grad_norm_(weights, 1e9)",
+        "run/update.py",
+    ),
+    Mutation("weight decay fixed", "weight_decay=weight_decay, fused", "weight_decay=0.01, fused", "run/machine.py"),
+    Mutation(
+        "the student has the LoRA's betas",
+        "(config.student.learning_rate, config.student.betas)",
+        "(config.student.learning_rate, config.lora.betas)",
+        "method/pgsb.py",
     ),
     # the warm start
     Mutation(
         "the regression's optimiser goes on into VSD",
-        "                student_optimizer = student_optimizer_for(step)\n",
-        "                pass\n",
+        "if self.phase is None or phase.averaged != self.phase.averaged:",
+        "if self.phase is None:",
+        "run/trained.py",
     ),
     Mutation(
-        "the regression sees the first pairs alone", "pair_order.batch(step * config.batch_size,", "pair_order.batch(0,"
+        "the regression sees the first pairs alone",
+        "self.order.batch(step.number * size,",
+        "self.order.batch(0,",
+        "method/warm_start.py",
+    ),
+    Mutation(
+        "the student's loss of one sample counts for all",
+        "return 0.5 * _mean_square(x0 - target)",
+        "return 0.5 * _mean_square(x0 - target)[:1].expand(len(x0))",
+        "method/losses.py",
+    ),
+    Mutation(
+        "the regression's target is another pair's",
+        "wanted[rows].to(x0.device)",
+        "wanted.flip(0)[rows].to(x0.device)",
+        "method/warm_start.py",
     ),
 ]
 

@@ -21,10 +21,10 @@ from diffusers import AutoencoderTiny, PixArtTransformer2DModel, UNet2DCondition
 from torch.func import functional_call
 from transformers import AutoTokenizer, CLIPModel, CLIPTextModel, CLIPTokenizer, T5EncoderModel
 
-from training.checkpoint import load
-from training.config import parse
 from training.distill import distill
-from training.draws import STEP, generator
+from training.method.draws import STEP, generator
+from training.recipe.config import parse
+from training.run.checkpoint import load
 
 BATCH = 4
 VSD_TIMES, LORA_TIMES = (20, 980), (0, 999)

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from training.atomic import atomic_file, atomic_folder
 from training.errors import UserError
+from training.files import atomic_file, atomic_folder
 
 
 @pytest.fixture

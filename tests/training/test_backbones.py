@@ -9,10 +9,10 @@ import torch
 from diffusers import AutoencoderKL
 from small_models import make_pixart, make_teacher
 
-from training.backbones import backbone_class, load_backbone
 from training.errors import UserError
 from training.export.stable_diffusion import stable_diffusion_checkpoint
-from training.text import Text
+from training.networks.backbones import backbone_class, load_backbone
+from training.networks.text import Text
 
 
 def noise(*shape: int) -> torch.Tensor:

@@ -19,8 +19,8 @@ import yaml
 from diffusers import UNet2DConditionModel
 
 from training.__main__ import main
-from training.config import parse
 from training.distill import distill
+from training.recipe.config import parse
 
 SCHEDULER, WEIGHTS = "scheduler/scheduler_config.json", "diffusion_pytorch_model.safetensors"
 
@@ -437,7 +437,7 @@ def test_bitsandbytes_is_quiet_at_the_start():
     import subprocess
     import sys
 
-    code = "import training.adapter, sys; assert 'bitsandbytes' in sys.modules"
+    code = "import training.networks.adapter, sys; assert 'bitsandbytes' in sys.modules"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
     )

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from training import checkpoint as checkpoints
 from training.errors import UserError
+from training.run import checkpoint as checkpoints
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -25,7 +25,7 @@ def run_python(code: str, folder: Path) -> subprocess.CompletedProcess:
     """`code` in a fresh process, with `run`, `torch`, `checkpoints` and `some` at hand; step 1 is saved already."""
     prelude = (
         "import os, signal, sys, resource, torch\nfrom pathlib import Path\n"
-        "from training import checkpoint as checkpoints\n"
+        "from training.run import checkpoint as checkpoints\n"
         f"run = Path({str(folder)!r})\n"
         "def some(step): return checkpoints.Checkpoint({'student': {'w': torch.full((2000,), float(step))}},"
         " {'student': {'x': torch.zeros(9000)}}, {'step': step, 'bad_steps': 0})\n"

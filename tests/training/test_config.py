@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from training import config
 from training.errors import UserError
-from training.prompts import PromptOrder, read_prompts
+from training.prompts.order import PromptOrder
+from training.prompts.read import read_prompts
+from training.recipe import config
 
 REPOSITORY = Path(__file__).parents[2]
 LEAST = {"teacher": "t", "prompts": "p.txt", "output": "o"}

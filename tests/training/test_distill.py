@@ -16,10 +16,10 @@ import safetensors.torch
 import torch
 from diffusers import UNet2DConditionModel
 
-from training.checkpoint import load_newest
-from training.config import parse
 from training.distill import distill
 from training.errors import UserError
+from training.recipe.config import parse
+from training.run.checkpoint import load_newest
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -37,7 +37,7 @@ def same_bits(first, second):
 
 RUNNER = """
 import json, os, sys, traceback
-from training.config import parse
+from training.recipe.config import parse
 from training.distill import distill
 for line in sys.stdin:  # each run in a fork, which has everything imported
     if not (child := os.fork()):

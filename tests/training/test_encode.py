@@ -8,11 +8,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from training import encode
-from training.backbones import load_backbone
-from training.config import parse
-from training.encode import EncodedPrompts, encode_prompts
 from training.errors import UserError
+from training.networks.backbones import load_backbone
+from training.prompts import encode
+from training.prompts.encode import EncodedPrompts, encode_prompts, extra_texts
+from training.recipe.config import parse
 
 PROMPTS = [
     "a red circle",
@@ -22,6 +22,11 @@ PROMPTS = [
     "a person",
     "a photo of a red square of a pet",
 ]
+
+
+def encoded(config, backbone, prompts) -> EncodedPrompts:
+    extras = extra_texts(config.null_prompt, config.sample_prompts, config.nasa)
+    return EncodedPrompts(config.encoded_prompts, config.backbone, extras, backbone, prompts)
 
 
 @pytest.fixture
@@ -42,7 +47,7 @@ def test_t5_is_stored_without_padding_and_read_as_encoded(config, capsys):
     folder = encode_prompts(config)
     assert "6/6" in capsys.readouterr().err
     backbone = load_backbone("pixart", config.teacher)
-    cache = EncodedPrompts(config, backbone, PROMPTS)
+    cache = encoded(config, backbone, PROMPTS)
     chosen = [5, 0, 3, 3]
     read, expected = cache.batch(chosen), backbone.encode([PROMPTS[index] for index in chosen])
     assert read.embeddings.dtype == torch.float32 and read.embeddings.shape == (4, 120, 12)
@@ -65,7 +70,7 @@ def test_clip_keeps_its_padding_and_has_no_mask(teacher, tmp_path):
     config = configured(tmp_path, teacher=str(teacher))
     encode_prompts(config)
     backbone = load_backbone("stable_diffusion", str(teacher))
-    read = EncodedPrompts(config, backbone, PROMPTS).batch([1, 4])
+    read = encoded(config, backbone, PROMPTS).batch([1, 4])
     expected = backbone.encode([PROMPTS[1], PROMPTS[4]])
     assert read.mask is None and read.embeddings.shape == (2, 77, 32)
     torch.testing.assert_close(read.embeddings, expected.embeddings, atol=1e-2, rtol=1e-2)
@@ -86,7 +91,7 @@ def test_an_interrupted_encoding_goes_on_and_gives_the_same_files(config, monkey
     assert len(list(folder.glob("shard-*"))) == 1
     backbone = load_backbone("pixart", config.teacher)
     with pytest.raises(UserError, match=r"not complete: 2 of 4 files are missing; run `python -m training encode`"):
-        EncodedPrompts(config, backbone, PROMPTS)
+        encoded(config, backbone, PROMPTS)
     before = (folder / "shard-00000.safetensors").stat().st_mtime_ns
     monkeypatch.setattr(encode, "_write", lambda path, texts: written.append(path.name) or real(path, texts))
     encode_prompts(config)
@@ -104,18 +109,18 @@ def test_a_stale_cache_is_refused_by_writer_and_reader(config, tmp_path, pixart)
     with pytest.raises(UserError, match="embeddings of other prompts .*prompts_sha256 was .* and is"):
         encode_prompts(other)
     with pytest.raises(UserError, match="prompts_sha256 was"):
-        EncodedPrompts(other, backbone, [*PROMPTS[:-1], "a pet"])
+        encoded(other, backbone, [*PROMPTS[:-1], "a pet"])
     copied = shutil.copytree(pixart, tmp_path / "copied")
-    EncodedPrompts(config, load_backbone("pixart", str(copied)), PROMPTS)  # the same text encoder at another place
+    encoded(config, load_backbone("pixart", str(copied)), PROMPTS)  # the same text encoder at another place
     weights = copied / "text_encoder" / "model.safetensors"
     save_file({name: 1.01 * weight for name, weight in load_file(weights).items()}, weights, {"format": "pt"})
     with pytest.raises(UserError, match="another text encoder .*text_encoder_sha256 was"):
-        EncodedPrompts(config, load_backbone("pixart", str(copied)), PROMPTS)
+        encoded(config, load_backbone("pixart", str(copied)), PROMPTS)
     more = configured(tmp_path, backbone="pixart", teacher=str(pixart), sample_prompts=["a circle"])
     with pytest.raises(UserError, match="not complete: 1 of 4"):
-        EncodedPrompts(more, backbone, PROMPTS)
+        encoded(more, backbone, PROMPTS)
     encode_prompts(more)  # adds the new sample prompts alone
-    EncodedPrompts(more, backbone, PROMPTS)
+    encoded(more, backbone, PROMPTS)
 
 
 def test_what_is_damaged_or_missing_is_one_sentence(config, tmp_path, monkeypatch, pixart):
@@ -123,14 +128,14 @@ def test_what_is_damaged_or_missing_is_one_sentence(config, tmp_path, monkeypatc
         encode_prompts(parse({"teacher": str(pixart), "prompts": "p.txt", "output": "run"}))
     backbone = load_backbone("pixart", config.teacher)
     with pytest.raises(UserError, match="holds no encoded prompts .*make them with"):
-        EncodedPrompts(config, backbone, PROMPTS)
+        encoded(config, backbone, PROMPTS)
     folder = encode_prompts(config)
     (folder / "shard-00001.safetensors").write_bytes(b"cut")
     with pytest.raises(UserError, match="shard-00001.safetensors: .*; delete the file"):
-        EncodedPrompts(config, backbone, PROMPTS).batch([2])
+        encoded(config, backbone, PROMPTS).batch([2])
     (folder / "index.json").write_text(json.dumps([]))
     with pytest.raises(UserError, match="holds no encoded prompts"):
-        EncodedPrompts(config, backbone, PROMPTS)
+        encoded(config, backbone, PROMPTS)
     monkeypatch.setattr(encode.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10}))
     with pytest.raises(UserError, match="needs about .* more and its disk has 0.0"):
         encode_prompts(config, resume=False)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from training.__main__ import main
-from training.config import parse
 from training.errors import LONGEST_QUOTE, LONGEST_SENTENCE, UserError, quoted, quoted_value
+from training.recipe.config import parse
 
 
 def nested(depth: int) -> list:

@@ -20,11 +20,8 @@ from PIL import Image
 from small_models import make_teacher
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from training import sample
-from training.adapter import adapter_state, add_adapter
-from training.checkpoint import Checkpoint, save
-from training.config import Start, parse
 from training.errors import UserError
+from training.evaluate import sample
 from training.export import export, layouts, stable_diffusion_checkpoint
 from training.export.families import SD1, SD2
 from training.export.metadata import LICENCE_UNKNOWN, licence_of
@@ -32,7 +29,10 @@ from training.export.names import clean_names
 from training.export.open_clip import open_clip_state
 from training.export.pixart import pixart_state
 from training.export.stable_diffusion import LATENT_SCALE, UNET, autoencoder_state, unet_names
-from training.runs import write_config
+from training.networks.adapter import adapter_state, add_adapter
+from training.recipe.config import Start, parse
+from training.run.checkpoint import Checkpoint, save
+from training.run.folder import write_config
 
 
 def make_run(folder: Path, teacher: Path, **settings) -> Path:

@@ -15,13 +15,13 @@ from safetensors import safe_open
 from small_models import make_pixart, make_teacher
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config
 
-from training.adapter import adapter_state, add_adapter
-from training.backbones import load_backbone
-from training.checkpoint import Checkpoint, save
-from training.config import parse
 from training.errors import UserError
 from training.export import export
-from training.runs import write_config
+from training.networks.adapter import adapter_state, add_adapter
+from training.networks.backbones import load_backbone
+from training.recipe.config import parse
+from training.run.checkpoint import Checkpoint, save
+from training.run.folder import write_config
 
 needs_comfyui = pytest.mark.skipif(
     not (Path(os.environ.get("COMFYUI_PATH", "none")) / "comfy/sd.py").exists(),

@@ -6,9 +6,9 @@ Teacher of class c: N(m_c, s^2), m = -2 and 2, s = .5. Student G(z) = a_c z + b_
 import pytest
 import torch
 
-from training.guidance import draw_kappa, guided, unequal_scales
-from training.losses import sigma_squared_weight, vsd_loss
-from training.text import Text
+from training.method.guidance import draw_kappa, guided, unequal_scales
+from training.method.losses import sigma_squared_weight, vsd_loss
+from training.networks.text import Text
 
 BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
 CUMULATIVE = torch.cumprod(1 - BETAS, 0)
@@ -56,7 +56,7 @@ def distilled(kappa, cfg_on="both", fixed=1.0, steps=250, batch=128, per_sample=
             eps_teacher = guided(teacher, x_t, t, Text(text), Text(null), kappa_teacher)
             eps_lora = guided(lora, x_t, t, Text(text), Text(null), kappa_lora)
         optimizer.zero_grad()
-        vsd_loss(x0, eps_teacher, eps_lora, sigma_squared_weight(alpha, sigma, 1.0)).backward()
+        vsd_loss(x0, eps_teacher, eps_lora, sigma_squared_weight(alpha, sigma, 1.0)).mean().backward()
         optimizer.step()
         schedule.step()
     return b.detach(), a.detach().abs()

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-LARGE = {"torch", "numpy", "diffusers", "transformers", "peft", "accelerate", "safetensors", "tqdm", "yaml", "PIL"}
+LARGE = {"torch", "numpy", "diffusers", "transformers", "peft", "accelerate", "safetensors", "tqdm", "yaml", "PIL",
+         "pydantic"}  # fmt: skip
 TELL = """
 import json, runpy, sys
 sys.argv = sys.argv[1:]
@@ -19,7 +20,7 @@ except SystemExit as left:
 """
 
 
-@pytest.mark.parametrize("command", ["", "distill", "encode", "export", "sample", "inspect"])
+@pytest.mark.parametrize("command", ["", "distill", "encode", "export", "sample", "inspect", "settings"])
 def test_help_of_the_trainer_imports_no_library(command):
     shown, code, imported = ask("training", *([command] if command else []), "--help")
     assert code == 0 and shown.startswith(f"usage: python -m training {command}".rstrip())

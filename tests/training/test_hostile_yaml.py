@@ -5,8 +5,8 @@ import os
 import pytest
 import yaml
 
-from training import config
 from training.errors import UserError
+from training.recipe import config
 
 LEAST = {"teacher": "t", "prompts": "p.txt", "output": "o"}
 BASE = yaml.safe_dump(LEAST)  # three lines

@@ -3,34 +3,36 @@
 import pytest
 import torch
 
-from training.backbones import load_backbone
-from training.clip import ClipEmbeddings
-from training.config import Clip
 from training.errors import UserError
-from training.losses import clamped_clip_loss, falling_weight, lora_loss, vsd_loss
+from training.method.clip import ClipEmbeddings
+from training.method.losses import clamped_clip_loss, falling_weight, lora_loss, vsd_loss
+from training.networks.backbones import load_backbone
+from training.recipe.config import Clip
 
 
 def test_vsd_gradient_is_the_weighted_score_difference():
     x0, teacher, lora = (torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(n)) for n in range(3))
     x0.requires_grad_()
     weight = torch.tensor([0.1, 0.5, 2.0]).view(3, 1, 1, 1)
-    vsd_loss(x0, teacher, lora, weight).backward()
+    losses = vsd_loss(x0, teacher, lora, weight)
+    assert losses.shape == (3,)
+    losses.mean().backward()
     torch.testing.assert_close(x0.grad, weight * (teacher - lora) / x0.numel(), rtol=1e-4, atol=1e-7)
 
 
-def test_lora_loss_is_the_weighted_mean_square():
+def test_lora_loss_is_the_weighted_mean_square_of_each_sample():
     eps, noise = torch.zeros(2, 1, 1, 2), torch.tensor([[[[1.0, 3.0]]], [[[2.0, 0.0]]]])
-    assert lora_loss(eps, noise, torch.tensor([1.0, 10.0]).view(2, 1, 1, 1)).item() == (1 + 9 + 40 + 0) / 4
+    losses = lora_loss(eps, noise, torch.tensor([1.0, 10.0]).view(2, 1, 1, 1))
+    assert losses.tolist() == [(1 + 9) / 2, (40 + 0) / 2]
 
 
 def test_clip_loss_is_zero_beyond_the_margin_and_pulls_below_it():
     image = torch.tensor([[1.0, 0.0], [3.0, 4.0], [0.0, -1.0]], requires_grad=True)
     text = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])  # cosines 1, .8, -1
-    loss = clamped_clip_loss(image, text, 0.9)
-    assert loss.item() == pytest.approx(0 + 0.1 + 1.9)
-    loss.backward()
+    losses = clamped_clip_loss(image, text, 0.9)
+    assert losses.tolist() == pytest.approx([0, 0.1, 1.9])
+    losses.sum().backward()
     assert not image.grad[0].any() and image.grad[1].any()
-    assert clamped_clip_loss(image[:0], text[:0], 0.9).item() == 0
 
 
 def test_the_clip_weight_falls_by_0014_to_the_t_over_steps():
@@ -55,7 +57,7 @@ def test_clip_sees_pictures_clamped_to_0_1(teacher, clip):
         torch.nn.init.constant_(last.bias, bias)
         latents = torch.randn((1, 4, 4, 4), generator=torch.Generator().manual_seed(0)).requires_grad_()
         image, text = embeddings(latents, ["red"])
-        clamped_clip_loss(image, text, margin=1.0).backward()
+        clamped_clip_loss(image, text, margin=1.0).sum().backward()
         seen.append((image, latents.grad.any()))
     (_, pulled), (white, beyond), (whiter, far_beyond) = seen
     assert pulled and not beyond and not far_beyond
@@ -68,7 +70,7 @@ def test_latents_follow_clip_through_the_decoder(teacher, clip):
     latents = torch.randn((2, 4, 4, 4), generator=torch.Generator().manual_seed(0)).requires_grad_()
     optimizer, losses = torch.optim.Adam([latents], lr=0.5), []
     for _ in range(8):
-        loss = clamped_clip_loss(*embeddings(latents, ["red", "a circle"]), margin=1.0)
+        loss = clamped_clip_loss(*embeddings(latents, ["red", "a circle"]), margin=1.0).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -7,18 +7,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from training import config, distill, guidance
-from training.backbones import load_backbone
-from training.checkpoint import load_newest
-from training.config import parse
-from training.encode import encode_prompts
+from training import distill
 from training.errors import UserError
-from training.losses import clamped_clip_loss
-from training.plan import report
-from training.runs import open_run
-from training.student import plain_student
+from training.method import clip as clip_of_training
+from training.method import guidance, one_step, student_update
+from training.method.losses import clamped_clip_loss
+from training.networks.backbones import load_backbone
+from training.networks.student import plain_student
+from training.prompts.encode import encode_prompts
+from training.recipe import config
+from training.recipe.config import parse
+from training.run.checkpoint import load_newest
+from training.run.folder import open_run
+from training.run.plan import report
 
-CONFIGS = Path(config.__file__).parent / "configs"
+CONFIGS = Path(config.__file__).parents[1] / "configs"
 
 
 @pytest.fixture
@@ -92,9 +95,9 @@ def test_nasa_t_steers_student_and_teacher_but_not_the_lora(everything, monkeypa
         assert mask.sum(1).tolist() == [2] * len(mask)  # a word and the end
         return real(network, negative, alpha, mask)
 
-    real = distill.nasa_arguments
-    monkeypatch.setattr(distill, "guided", guided)
-    monkeypatch.setattr(distill, "nasa_arguments", arguments)
+    real = one_step.nasa_arguments
+    monkeypatch.setattr(student_update, "guided", guided)
+    monkeypatch.setattr(one_step, "nasa_arguments", arguments)
     distill.distill(parse(everything))
     assert {where for name, where in ((name, tuple(null)) for name, null in seen) if name == "frozen"} == {(2, 2)}
     assert {tuple(null) for name, null in seen if name == "lora"} == {(1, 1)}
@@ -112,7 +115,7 @@ def test_the_four_cells_of_table_2(short, monkeypatch, cfg_on, fixed, expected):
         seen[predict.__name__] = float(kappa)
         return guidance.guided(predict, x_t, t, text, null, kappa)
 
-    monkeypatch.setattr(distill, "guided", guided)
+    monkeypatch.setattr(student_update, "guided", guided)
     distill.distill(parse(short | {"kappa": [3, 3], "cfg_on": cfg_on, "fixed_kappa": fixed, "steps": 1}))
     assert (seen["frozen"], seen["lora"]) == expected
 
@@ -124,7 +127,7 @@ def test_the_clip_loss_takes_one_sample_in_so_many_and_fades(short, clip, monkey
         counts.append(len(images))
         return clamped_clip_loss(images, texts, margin)
 
-    monkeypatch.setattr(distill, "clamped_clip_loss", counted)
+    monkeypatch.setattr(clip_of_training, "clamped_clip_loss", counted)
     with_clip = {"clip": {"model": str(clip), "decoder": None, "one_in": 4, "margin": 1.0}, "batch_size": 8}
     distill.distill(parse(short | with_clip | {"micro_batch": 2}))
     assert counts == [1, 1] * 2  # of four parts of two rows, the first and the third

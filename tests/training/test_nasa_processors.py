@@ -14,7 +14,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import nn
 
 from training.errors import UserError
-from training.nasa import NASAAttention, add_nasa, nasa_arguments
+from training.networks.nasa import NASAAttention, add_nasa, nasa_arguments
 
 BATCH, WIDTH = 2, 12
 

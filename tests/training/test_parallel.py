@@ -1,5 +1,6 @@
 """Several processes, and several parts of a batch, against one process that computes the batch at once."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -8,12 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from training.backbones import load_backbone
-from training.checkpoint import load_newest
-from training.config import parse
 from training.distill import distill
 from training.errors import UserError
-from training.sharding import check_can_shard
+from training.networks.backbones import load_backbone
+from training.networks.sharding import check_can_shard
+from training.networks.student import make_student
+from training.recipe.config import parse
+from training.run.checkpoint import load_newest
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -109,8 +111,8 @@ def test_a_split_run_goes_on_whole_and_a_whole_one_split(batch_of_eight, sharded
 
 HOLDINGS = """
 import torch
-from training.backbones import load_backbone
-from training.sharding import own_part, shard
+from training.networks.backbones import load_backbone
+from training.networks.sharding import own_part, shard
 torch.distributed.init_process_group("gloo")
 backbone = load_backbone("stable_diffusion", TEACHER)
 network = backbone.network.requires_grad_(True)
@@ -147,9 +149,14 @@ def test_each_process_holds_half_of_weights_gradients_and_optimiser(teacher, tmp
 )
 def test_what_cannot_be_split_is_named(sharded, pixart, change, reason):
     network = load_backbone("pixart", str(pixart)).network
-    check_can_shard(parse(sharded), network)
+
+    def check(settings):
+        student = make_student(copy.deepcopy(network), settings.student, nasa=settings.nasa is not None)
+        check_can_shard(student, settings.optimizer, nasa=settings.nasa is not None)
+
+    check(parse(sharded))
     with pytest.raises(UserError, match=f"cannot split a student that {reason}; set"):
-        check_can_shard(parse(sharded | change), network)
+        check(parse(sharded | change))
 
 
 @pytest.mark.parametrize("change", [{"micro_batch": 2}, {"gradient_checkpointing": True}])

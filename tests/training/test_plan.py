@@ -8,14 +8,14 @@ import psutil
 import pytest
 import torch
 
-from training import config
-from training.backbones import load_backbone
-from training.config import parse
 from training.distill import distill
 from training.errors import UserError
-from training.machine import out_of_memory_told, remedies
-from training.plan import GIB, network_forwards, plan
-from training.teachers import Teachers
+from training.networks.backbones import load_backbone
+from training.networks.teachers import Teachers
+from training.recipe import config
+from training.recipe.config import parse
+from training.run.machine import out_of_memory_told, remedies
+from training.run.plan import GIB, network_forwards, plan
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = REPOSITORY / "training/configs"

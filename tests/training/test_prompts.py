@@ -7,9 +7,9 @@ import pyarrow
 import pyarrow.parquet as parquet
 import pytest
 
-from training import prompts as module
 from training.errors import UserError
-from training.prompts import LONGEST, digest, read_prompts, snapshot
+from training.prompts import read as module
+from training.prompts.read import LONGEST, digest, read_prompts, snapshot
 
 PROMPTS = ["a red circle", "a photo of a café", "two pets"]
 

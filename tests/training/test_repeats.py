@@ -2,11 +2,11 @@
 
 import pytest
 
-from training import config
-from training.config import parse
 from training.distill import distill
-from training.plan import report
-from training.repeats import TOO_OFTEN, few_prompts, few_prompts_before_a_run
+from training.prompts.repeats import TOO_OFTEN, few_prompts, few_prompts_before_a_run
+from training.recipe import config
+from training.recipe.config import parse
+from training.run.plan import report
 
 
 @pytest.mark.parametrize("name", ["sd15", "sd21", "pixart"])
@@ -45,6 +45,6 @@ def test_enough_prompts_are_no_matter(settings, capsys):
 
 
 def test_a_list_on_the_hub_is_not_fetched_for_a_dry_run(monkeypatch):
-    monkeypatch.setattr("training.prompts.snapshot", lambda *_: pytest.fail("asked the hub"))
+    monkeypatch.setattr("training.prompts.read.snapshot", lambda *_: pytest.fail("asked the hub"))
     plain = {"teacher": "x/y", "prompts": "datasets://a/b", "output": "r", "nasa": {"prompts": "datasets://c/d"}}
     assert few_prompts_before_a_run(parse(plain)) == []

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 
-from training import made_of as contents
-from training.checkpoint import load_newest, newest_first
-from training.config import parse
 from training.distill import distill
-from training.encode import encode_prompts
 from training.errors import UserError
-from training.runs import claimed
+from training.files import claimed
+from training.prompts.encode import encode_prompts
+from training.recipe.config import parse
+from training.run import made_of as contents
+from training.run.checkpoint import load_newest, newest_first
 
 # The lock that `claimed` takes, by another process; without the trainer, whose imports take seconds.
 HOLDER = """

@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from training import config
-from training.backbones.sources import check_source, load_part
 from training.distill import distill
 from training.errors import UserError
-from training.plan import report
-from training.prompts import read_prompts
-from training.shipped import shipped
+from training.networks.backbones.sources import check_source, load_part
+from training.prompts.read import read_prompts
+from training.recipe import config
+from training.recipe.shipped import shipped
+from training.run.plan import report
 
-CONFIGS = Path(config.__file__).parent / "configs"
+CONFIGS = Path(config.__file__).parents[1] / "configs"
 NAMES = sorted(path.relative_to(CONFIGS.parent.parent).as_posix() for path in CONFIGS.glob("**/*.yaml"))
 
 

@@ -8,12 +8,14 @@ import pytest
 import torch
 import yaml
 
-from training import embeddings, encode, progress, warm_start
 from training.__main__ import main
-from training.checkpoint import load_newest
-from training.config import parse
 from training.distill import distill
-from training.encode import encode_prompts
+from training.method import warm_start
+from training.prompts import embeddings, encode
+from training.prompts.encode import encode_prompts
+from training.recipe.config import parse
+from training.run import progress
+from training.run.checkpoint import load_newest
 
 
 @pytest.fixture(autouse=True)

@@ -5,13 +5,13 @@ import copy
 import pytest
 import torch
 
-from training.adapter import halve_frozen_weights
-from training.backbones.stable_diffusion import StableDiffusion
-from training.config import Lora
 from training.errors import UserError
-from training.guidance import guided
-from training.losses import lora_loss
-from training.teachers import Teachers
+from training.method.guidance import guided
+from training.method.losses import lora_loss
+from training.networks.adapter import halve_frozen_weights
+from training.networks.backbones.stable_diffusion import StableDiffusion
+from training.networks.teachers import Teachers
+from training.recipe.config import Lora
 
 
 @pytest.fixture
@@ -33,8 +33,8 @@ def test_lora_learns_and_the_teacher_stays(backbone, batch, targets):
     teachers = Teachers(backbone.network, Lora(rank=2, alpha=4, targets=targets), backbone.predict)
     optimizer = torch.optim.AdamW(teachers.parameters(), lr=1e-2)
     for _ in range(2):  # the second step reaches lora_A too, which starts behind a zero lora_B
-        loss = lora_loss(teachers.lora_in_training(*batch), torch.zeros_like(batch[0]), torch.ones(()))
-        loss.backward()
+        losses = lora_loss(teachers.lora_in_training(*batch), torch.zeros_like(batch[0]), torch.ones(()))
+        losses.mean().backward()
         assert any(weight.grad is not None and weight.grad.any() for weight in teachers.parameters())
         optimizer.step()
     assert all(weight.grad.any() for weight in teachers.parameters())

@@ -12,13 +12,12 @@ import safetensors.torch
 import torch
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 
-from ..atomic import atomic_file, temporary_path
-from ..backbones import load_backbone
 from ..errors import UserError, quoted
-from ..machine import check_writable
-from ..made_of import check_made_of, made_of
-from ..runs import open_run
-from ..student import plain_student, student_origin
+from ..files import atomic_file, check_writable, temporary_path
+from ..networks.backbones import load_backbone
+from ..networks.student import plain_student, student_origin
+from ..run.folder import open_run
+from ..run.made_of import check_made_of, made_of
 from .comfyui import find_comfyui, in_comfyui
 from .families import Layout, family_of
 from .layouts import checkpoint_tensors, chosen_layout, comfyui_prediction, lora_tensors, network_tensors
@@ -71,7 +70,7 @@ def export(
     layout = chosen_layout(layout, family, lora)
     loadable = {f"base_model.model.{key}": tensor for key, tensor in weights.items()} if lora else weights
     origin = student_origin(backbone, config.student)
-    check_made_of(run.folder, made_of(config, backbone, origin=origin))
+    check_made_of(run.folder, made_of(backbone, origin=origin if config.student.start_from else None))
     student = plain_student(backbone, config.student, loadable, origin)
     start_from, base = config.student.start_from, None
     if layout == "lora":

@@ -10,8 +10,8 @@ import numpy
 import safetensors.torch
 import torch
 
-from ..backbones.latent_diffusion import LatentDiffusion, pictures_of
 from ..errors import UserError, quoted
+from ..networks.backbones.latent_diffusion import LatentDiffusion, pictures_of
 from .layouts import network_tensors
 from .verify import Written, distance, one_step, probe
 

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from ..backbones import LatentDiffusion
 from ..errors import UserError
+from ..networks.backbones import LatentDiffusion
 from .families import PIXART, SD2, Family, Layout, family_of
 from .lora import kohya_lora, peft_lora
 from .pixart import pixart_state

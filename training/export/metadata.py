@@ -9,9 +9,9 @@ from pathlib import Path
 
 import yaml
 
-from ..backbones.sources import is_hub_name
-from ..config import Config, to_dict
 from ..errors import quoted
+from ..networks.backbones.sources import is_hub_name
+from ..recipe.config import Config, to_dict
 from .families import SD1, Family, Layout
 
 NO_HASH = "0x" + "0" * 64

@@ -11,10 +11,10 @@ import torch
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from torch import Tensor, nn
 
-from ..backbones import LatentDiffusion
-from ..config import Start
 from ..errors import UserError, quoted
-from ..text import Text
+from ..networks.backbones import LatentDiffusion
+from ..networks.text import Text
+from ..recipe.config import Start
 from .families import Layout
 from .lora import DOWN, is_lora
 from .stable_diffusion import UNET, unet_names

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from ..errors import UserError
-from ..shipped import DEMO_FOLDER
+from ..recipe.shipped import DEMO_FOLDER
 
 FOLDER = Path(__file__).with_name("weights")  # weights.py knows it too, but imports torch
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from .. import config as configuration
-from ..backbones.stable_diffusion import StableDiffusion
 from ..distill import distill
 from ..export import export
 from ..export.verify import load_unet
-from ..text import Text
-from ..warm_start import ddim_sample
+from ..method.warm_start import ddim_sample
+from ..networks.backbones.stable_diffusion import StableDiffusion
+from ..networks.text import Text
+from ..recipe import config as configuration
 from . import autoencoder, detector, teacher, text, weights
 from .measurement import ALPHA, accuracy_captions, matches, share_of_colors
 from .world import CAPTIONS

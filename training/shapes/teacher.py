@@ -14,9 +14,9 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from tqdm import tqdm
 
-from ..atomic import atomic_file
-from ..distill import generator
 from ..errors import UserError
+from ..files import atomic_file
+from ..method.draws import generator
 from .latent_code import latents
 from .text import encode
 from .world import CAPTIONS, ITEMS, Caption

@@ -12,11 +12,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..atomic import atomic_file
-from ..config import load
 from ..errors import UserError, quoted
 from ..export.metadata import metadata
 from ..export.stable_diffusion import TEXT, UNET, VAE, stable_diffusion_checkpoint
+from ..files import atomic_file
+from ..recipe.config import load
 from . import autoencoder, teacher, text
 
 CONFIG = Path(__file__).parents[1] / "configs" / "shapes.yaml"

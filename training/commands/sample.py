@@ -1,0 +1,58 @@
+"""`sample`: pictures of a model."""
+
+import argparse
+from pathlib import Path
+
+from ..errors import UserError, quoted
+from .numbers import natural, positive, scale
+
+HELP = "draw a grid of pictures: a row a prompt, a column a seed"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="run folder, checkpoint folder, exported file, or diffusers folder or hub name")
+    parser.add_argument("--prompt", action="append", default=[], help="may be given several times")
+    parser.add_argument("--prompts", metavar="FILE", help="prompts from a .txt or .jsonl file")
+    parser.add_argument("--output", metavar="GRID.png", required=True)
+    parser.add_argument("--count", type=positive, default=8, help="pictures per prompt (default 8)")
+    parser.add_argument("--seed", type=natural, default=0, help="of the noise (default 0)")
+    parser.add_argument("--steps", type=positive, default=1, help="1 (default): one step; more: DDIM with guidance")
+    parser.add_argument("--guidance", type=scale, default=3.0, help="CFG scale when steps > 1 (default 3)")
+    parser.add_argument("--timestep", type=int, help="start of the one step, instead of the model's own")
+    parser.add_argument("--noise", choices=("unit", "vp"), help="first-step noise, instead of the model's own")
+    parser.add_argument("--teacher", metavar="DIR", help="diffusers folder of the other parts of an exported file")
+    parser.add_argument("--backbone", metavar="NAME", help="of a teacher or foreign file: stable_diffusion or pixart")
+
+
+def run(options: argparse.Namespace) -> None:
+    from ..evaluate.sample import load_model, sample_to_file
+    from ..files import check_writable
+    from ..prompts.read import fault_of, read_prompts
+    from ..recipe.config import MOST_PICTURES
+
+    prompts = options.prompt + (read_prompts(options.prompts) if options.prompts else [])
+    if not prompts:
+        raise UserError("No prompt; give --prompt TEXT or --prompts FILE.")
+    if fault := next((fault for prompt in options.prompt if prompt and (fault := fault_of(prompt))), ""):
+        raise UserError(f"--prompt: {fault}; give another.")
+    if (pictures := len(prompts) * options.count) > MOST_PICTURES:
+        raise UserError(
+            f"{len(prompts)} prompts times {options.count} are {pictures} pictures, more than the {MOST_PICTURES} that "
+            f"a grid holds; give fewer, or a smaller --count."
+        )
+    output = Path(options.output)
+    if output.is_dir():
+        raise UserError(f"--output is {quoted(output)}, a folder; give the name of a file.")
+    check_writable(output.parent)
+    backbone, start = load_model(options.model, options.teacher, options.backbone)
+    given = {"timestep": options.timestep, "noise": options.noise}
+    start = start.model_copy(update={name: value for name, value in given.items() if value is not None})
+    last = len(backbone.alphas) - 1
+    if not 0 < start.timestep <= last:
+        raise UserError(f"--timestep is {start.timestep}; allowed is 1 to {last}.")
+    if options.steps > last + 1:
+        raise UserError(f"--steps is {options.steps}; this model has {last + 1} timesteps, 25 to 50 steps are enough.")
+    backbone.check_timesteps({"--timestep": start.timestep} if options.steps == 1 else {"--steps": last})
+    settings = {"count": options.count, "seed": options.seed, "steps": options.steps, "scale": options.guidance}
+    sample_to_file(backbone, prompts, options.output, start=start, **settings)
+    print(options.output)

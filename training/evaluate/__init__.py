@@ -1,0 +1,1 @@
+"""Pictures of what was trained: a reader of run folders and files."""

@@ -1,0 +1,1 @@
+"""Networks and what is done to them: backbones, adapters, the student, both teachers, averages, NASA."""

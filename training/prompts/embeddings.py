@@ -1,0 +1,58 @@
+"""Prompts as the network sees them: a table where they fit in memory, encoded batch by batch where they don't."""
+
+from collections.abc import Callable, Sequence
+
+from tqdm import tqdm
+
+from ..networks.backbones import LatentDiffusion
+from ..networks.text import Text
+
+CHUNK = 32
+
+
+class PromptEmbeddings:
+    """`batch(indices)` gives the encoded prompts of a list; `null` is the null prompt, one row.
+
+    A list is either encoded whole at the start or never kept: a cache filled along the way would encode a prompt in
+    other company after a resume, and batches of other sizes round differently.
+    """
+
+    def __init__(
+        self,
+        backbone: LatentDiffusion,
+        prompts: Sequence[str],
+        megabytes: int,
+        null_prompt: str = "",
+        stop: Callable[[], bool] = lambda: False,
+    ):
+        """stop() is asked between chunks of prompts; once true, KeyboardInterrupt is raised."""
+        self.backbone, self.prompts = backbone, prompts
+        self.null = backbone.encode([null_prompt])
+        self._rows: dict[str, int] = {}
+        size = self.null.embeddings.numel() * self.null.embeddings.element_size()
+        if size > megabytes * 2**20:
+            return
+        unique = list(dict.fromkeys(prompts))
+        if len(unique) * size <= megabytes * 2**20:
+            chunks = [unique[start : start + CHUNK] for start in range(0, len(unique), CHUNK)]
+            table = []
+            for chunk in tqdm(chunks, desc="encoding prompts", disable=len(chunks) < 4):
+                if table and stop():
+                    raise KeyboardInterrupt("Stopped while prompts were encoded, before any step; nothing is lost.")
+                table.append(backbone.encode(chunk))
+            self._table = Text.join(*table)
+            self._rows = {prompt: row for row, prompt in enumerate(unique)}
+
+    def batch(self, indices: list[int]) -> Text:
+        prompts = [self.prompts[index] for index in indices]
+        if not self._rows:
+            return self.backbone.encode(prompts)
+        return self._table[[self._rows[prompt] for prompt in prompts]]
+
+    def texts(self, prompts: list[str]) -> Text:
+        """Other prompts, such as those of the sample grid."""
+        return self.backbone.encode(prompts)
+
+    def nulls(self, count: int) -> Text:
+        """The null prompt for a batch of `count`, without copies."""
+        return self.null.repeat(count)

@@ -1,0 +1,1 @@
+"""The settings of a run and their YAML: what may be set, checked; the files that come with the trainer."""
