@@ -323,6 +323,15 @@ KREA2 = {
     "image_model": "krea2", "features": 64, "heads": 4, "kvheads": 2, "tdim": 32, "layers": 2, "txtdim": 12,
     "txtlayers": 2, "txtheads": 2, "txtkvheads": 1,
 }  # fmt: skip
+IDEOGRAM4 = {
+    "image_model": "ideogram4", "in_channels": 128, "num_layers": 2, "num_attention_heads": 2,
+    "attention_head_dim": 24, "intermediate_size": 64, "adaln_dim": 16, "llm_features_dim": 24,
+    "rope_theta": 5000000, "mrope_section": [4, 4, 4],
+}  # fmt: skip
+BOOGU = {
+    **{key: OMNIGEN2[key] for key in OMNIGEN2 if key != "text_feat_dim"}, "image_model": "boogu",
+    "num_double_stream_layers": 2, "instruction_feat_dim": 24,
+}  # fmt: skip
 SD3 = {
     "in_channels": 16, "depth": 2, "adm_in_channels": 20, "num_patches": 64, "pos_embed_max_size": 8,
     "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 24, "out_features": 128}},
@@ -367,6 +376,8 @@ JOINT = {
     "Z-Image Omni": Family("ZImage", {**ZIMAGE, "siglip_feat_dim": 12}, (16, 6, 8), "lumina", 2),
     "Z-Image of pixels": Family("ZImagePixelSpace", ZIMAGE_PIXEL, (3, 14, 16), "lumina", 2),
     "Krea 2": Family("Krea2", KREA2, (16, 1, 6, 7), "krea2", 2),
+    "Ideogram 4": Family("Ideogram4", IDEOGRAM4, (128, 3, 4), "ideogram4", 2),
+    "Boogu": Family("Boogu", BOOGU, (16, 6, 7), "omnigen2", 4, _counted),
     "OmniGen 2": Family("Omnigen2", OMNIGEN2, (16, 6, 7), "omnigen2", 2, _counted),
     "SD 3": Family("SD3", SD3, (16, 6, 8), "sd3", 2, _with_pooled, settled=_place),
     "SD 3.5 large": Family(
@@ -424,6 +435,7 @@ def make_patcher(config, unet):
     if config_class is None:
         pytest.skip(f"this ComfyUI has no {config}")
     config = config_class(_accepted(unet) | {"dtype": torch.float32})
+    config.unet_config |= _accepted(unet)  # narrow, also where the class has widths of its own
     config.set_inference_dtype(torch.float32, None)
     cpu = torch.device("cpu")
     return comfy.model_patcher.ModelPatcher(config.get_model({}, "", device="cpu"), load_device=cpu, offload_device=cpu)

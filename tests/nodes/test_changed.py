@@ -20,6 +20,8 @@ CHANGED = [
     ("Z-Image", "", "context_refiner"),
     ("Z-Image", "", "rope_embedder"),
     ("Krea 2", "", "txtfusion"),
+    ("Ideogram 4", "", "llm_cond_proj"),
+    ("Boogu", "", "double_stream_layers"),
     ("Wan 2.1 T2V", "", "text_embedding"),
     ("Wan 2.1 T2V", "blocks.0", "cross_attn"),
     ("Wan 2.1 T2V", "blocks.0.cross_attn", "norm_q"),

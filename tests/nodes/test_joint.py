@@ -196,6 +196,8 @@ def test_cfg_steers_the_positive_alone_in_one_call(pack, model, name, rule, monk
         "Z-Image",
         "Z-Image of pixels",
         "Krea 2",
+        "Ideogram 4",
+        "Boogu",
         "OmniGen 2",
         "SD 3.5 medium",
     ],
@@ -207,7 +209,7 @@ def test_masked_negative(pack, model, name, rule):
     half[..., : 8 * (width // 4 * 2)] = 1.0
     options = {"mask": half, "mask_strength": 1.0, "set_area_to_bounds": False}
     negative = conditioning(name, 2, tokens=9, **options)
-    patch = {"Flux 2": 1, "Z-Image of pixels": 4}.get(name, 2)
+    patch = {"Flux 2": 1, "Ideogram 4": 1, "Z-Image of pixels": 4}.get(name, 2)
     map = torch.nn.functional.pad(half[:, ::8, ::8], (0, -width % patch, 0, -height % patch), mode="replicate")
     map = torch.nn.functional.avg_pool2d(map[None], patch).flatten()
     with by_hand(name, model, Steer([negative[0][0]], [0.6 * map.expand(2, -1)], rule)):
@@ -217,6 +219,7 @@ def test_masked_negative(pack, model, name, rule):
 
 
 CHOSEN = {
+    "Boogu": ("double1, single0", {"double1", "single0"}),
     "Flux": ("double1, single0", {"double1", "single0"}),
     "SD 3.5 large": ("1", {"1"}),
 }
@@ -304,6 +307,7 @@ def test_beside_replaced_blocks(pack, model, name, skipped):
         ("OmniGen 2", "index"),
         ("Krea 2", "index"),
         ("Krea 2", "index_timestep_zero"),
+        ("Boogu", "index"),
     ],
 )
 def test_reference_pictures_are_not_steered(pack, model, name, method, rule):
@@ -315,6 +319,32 @@ def test_reference_pictures_are_not_steered(pack, model, name, method, rule):
         expected = sample(name, model, positive)
     assert error(sample(name, pack.payload.patch(model, negative, 0.6, rule=rule), positive), expected) < BAR
     assert not torch.equal(sample(name, model, positive), sample(name, model, conditioning(name, 1)))
+
+
+@pytest.mark.parametrize("name", ["Ideogram 4"])
+def test_calls_without_any_text(pack, model, name, monkeypatch):
+    """The other half of CFG, which ComfyUI calls with the picture alone; and a prompt that is none."""
+    positive, negative, none = conditioning(name, 1), conditioning(name, 2, tokens=9), [[None, {}]]
+    patched = pack.payload.patch(model, negative, 0.6)
+    steered = sample(name, patched, positive, none, cfg=3.0)
+    assert torch.equal(sample(name, patched, none), sample(name, model, none))
+    steer = Steer([negative[0][0]], alphas(0.6), "difference")
+    monkeypatch.setattr(Apart, "steering", lambda self: by_hand(name, model, steer))
+    monkeypatch.setattr(comfy.samplers, "CFGGuider", Apart)
+    assert error(steered, sample(name, model, positive, none, cfg=3.0)) < 3 * BAR
+
+
+@pytest.mark.parametrize("rule, adaptive", [("nasa", True), ("difference", False), ("vsf", False)])
+@pytest.mark.parametrize("name", ["Ideogram 4"])
+def test_padding_of_prompt_and_negative_is_not_seen(pack, model, name, rule, adaptive):
+    """The prompt's attention mask holds here too; what the encoder left in a negative's padding does not count."""
+    positive = conditioning(name, 1, attention_mask=torch.tensor([[1] * 9 + [0] * 3]))
+    negative = conditioning(name, 2, tokens=9)
+    with by_hand(name, model, Steer([negative[0][0][:, :7]], alphas(0.6), rule, adaptive)):
+        expected = sample(name, model, positive)
+    negative[0][1]["attention_mask"] = torch.tensor([[1] * 7 + [0] * 2])
+    steered = sample(name, pack.payload.patch(model, negative, 0.6, rule=rule, adaptive=adaptive), positive)
+    assert error(steered, expected) < BAR
 
 
 def as_omni(latents, contexts, seen):

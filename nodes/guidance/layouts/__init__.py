@@ -49,11 +49,13 @@ LAYOUTS = {
     "comfy.ldm.modules.diffusionmodules.mmdit.MMDiT": "sd3",
     "comfy.ldm.lumina.model.NextDiT": "lumina",
     "comfy.ldm.krea2.model.SingleStreamDiT": "krea2",
+    "comfy.ldm.ideogram4.model.Ideogram4Transformer2DModel": "ideogram4",
+    "comfy.ldm.boogu.model.BooguTransformer2DModel": "boogu",
 }
 #: What users call the models of these classes.
 MODELS = (
     "SD 1.x", "SD 2.x", "SDXL", "SD 3", "Flux", "LongCat", "Ovis-Image", "OmniGen 2", "PixArt", "HunyuanDiT",
-    "Lumina 2", "Z-Image", "Krea 2",
+    "Lumina 2", "Z-Image", "Krea 2", "Ideogram 4", "Boogu",
     "LTX-Video", "LTX-2", "Wan", "Cosmos", "Cosmos-Predict2", "Anima", "Kandinsky 5",
 )  # fmt: skip
 MODELS_IN_WORDS = f"{', '.join(MODELS[:-1])} or {MODELS[-1]}"
