@@ -59,13 +59,14 @@ class Call:
     Attributes:
         chunks: which cond each equal part of the batch belongs to: ComfyUI's cond_or_uncond.
         picture: the layout's.
-        text_tokens: how many tokens of text came in; a layout may correct it where a block tells.
+        text_tokens: how many tokens of text came in, 0 without any; a layout may correct it where a block tells.
     """
 
     def __init__(self, layout, model, x, conds, steered, options):
         self.layout, self.model, self.x, self.conds = layout, model, x, conds
         self.steered, self.options, self.chunks = steered, options, options["cond_or_uncond"]
-        self.picture, self.text_tokens = layout.picture(model, x, conds), conds["c_crossattn"].shape[1]
+        self.picture, context = layout.picture(model, x, conds), conds["c_crossattn"]
+        self.text_tokens = 0 if context is None else context.shape[1]
         self._rows = {}
         self.rows(len(steered))
 

@@ -485,6 +485,15 @@ KREA2 = {
     "image_model": "krea2", "features": 64, "heads": 4, "kvheads": 2, "tdim": 32, "layers": 2, "txtdim": 12,
     "txtlayers": 2, "txtheads": 2, "txtkvheads": 1,
 }  # fmt: skip
+IDEOGRAM4 = {
+    "image_model": "ideogram4", "in_channels": 128, "num_layers": 2, "num_attention_heads": 2,
+    "attention_head_dim": 24, "intermediate_size": 64, "adaln_dim": 16, "llm_features_dim": 24,
+    "rope_theta": 5000000, "mrope_section": [4, 4, 4],
+}  # fmt: skip
+BOOGU = {
+    **{key: OMNIGEN2[key] for key in OMNIGEN2 if key != "text_feat_dim"}, "image_model": "boogu",
+    "num_double_stream_layers": 2, "instruction_feat_dim": 24,
+}  # fmt: skip
 SD3 = {
     "in_channels": 16, "depth": 2, "adm_in_channels": 20, "num_patches": 64, "pos_embed_max_size": 8,
     "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 24, "out_features": 128}},
@@ -580,6 +589,8 @@ JOINT = {
         "HunyuanImage21", HUNYUAN_IMAGE, (64, 4, 5), "hunyuan_video", 4, _without_pooled, narrowed=_narrow_byt5
     ),
     "AuraFlow": Family("AuraFlow", AURAFLOW, (4, 6, 7), "auraflow", 4),
+    "Ideogram 4": Family("Ideogram4", IDEOGRAM4, (128, 3, 4), "ideogram4", 2),
+    "Boogu": Family("Boogu", BOOGU, (16, 6, 7), "omnigen2", 4, _counted),
     "OmniGen 2": Family("Omnigen2", OMNIGEN2, (16, 6, 7), "omnigen2", 2, _counted),
     "Qwen-Image": Family("QwenImage", QWEN_IMAGE, (16, 1, 6, 7), "qwen_image", 2),
     "Qwen-Image Edit": Family(  # 2511, whose reference pictures stand at timestep 0
@@ -664,6 +675,7 @@ def make_patcher(config, unet):
     if config_class is None:
         pytest.skip(f"this ComfyUI has no {config}")
     config = config_class(_accepted(unet) | {"dtype": torch.float32})
+    config.unet_config |= _accepted(unet)  # narrow, also where the class has widths of its own
     config.set_inference_dtype(torch.float32, None)
     cpu = torch.device("cpu")
     model = config.get_model(_seconds(type(config)), "", device="cpu")

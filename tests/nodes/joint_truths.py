@@ -423,12 +423,9 @@ def omnigen2(network, steer, x, timestep, context, ref_latents=(), **_):
     def entered(layer, hidden):
         return layer.norm1(hidden, time) if layer.modulation else (layer.norm1(hidden), None, None, None)
 
-    def qkv(layer, hidden, ids):
-        attention = layer.attn
-        q, k, v = (
-            to(hidden).unflatten(-1, (-1, attention.dim_head)).transpose(1, 2)
-            for to in (attention.to_q, attention.to_k, attention.to_v)
-        )
+    def qkv(attention, hidden, ids, to=None):
+        to = to or (attention.to_q, attention.to_k, attention.to_v)
+        q, k, v = (part(hidden).unflatten(-1, (-1, attention.dim_head)).transpose(1, 2) for part in to)
         q, k = rotated(attention.norm_q(q), ids, axes), rotated(attention.norm_k(k), ids, axes)
         return q, *(part.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for part in (k, v))
 
@@ -444,7 +441,7 @@ def omnigen2(network, steer, x, timestep, context, ref_latents=(), **_):
     def refined(layers, hidden, ids):
         for layer in layers:
             normed, *mods = entered(layer, hidden)
-            q, k, v = qkv(layer, normed, ids)
+            q, k, v = qkv(layer.attn, normed, ids)
             hidden = left(layer, hidden, attend(q, (k, v, 0)), *mods)
         return hidden
 
@@ -465,14 +462,47 @@ def omnigen2(network, steer, x, timestep, context, ref_latents=(), **_):
         references = refined(network.ref_image_refiner, torch.cat(references, dim=1), torch.cat(ids))
         image = torch.cat([references, image], dim=1)
     ids = torch.cat([*ids, places])
-    for number, layer in enumerate(network.layers):
+
+    def all_z(place, image, texts):
+        (qi, ki, vi), (prompt, *negatives) = image, [text[1:] for text in texts]
+        z = steer.z(place, qi[:, :, -count:], prompt, (ki, vi), negatives)
+        references = attend(qi[:, :, :-count], (*prompt, 0), (ki, vi, 0))
+        return torch.cat([references, z], dim=2), [attend(q, (k, v, 0), (ki, vi, 0)) for q, k, v in texts]
+
+    def into_double(block, stream, hidden, ids):
+        norms = [getattr(block, f"{stream}_norm{n}")(hidden, time) for n in (1, 2)]
+        joint = block.img_instruct_attn
+        return qkv(joint, norms[0][0], ids, [getattr(joint.processor, f"{stream}_to_{n}") for n in "qkv"]), norms
+
+    def out_of_double(block, stream, hidden, z, norms, more=0):
+        (_, gate, scale, gate_mlp), (second, shift, *_) = norms
+        attention_norm, norm1, norm2, feed_forward = (
+            getattr(block, f"{stream}_{part}") for part in ("attn_norm", "ffn_norm1", "ffn_norm2", "feed_forward")
+        )
+        joint = block.img_instruct_attn
+        z = joint.to_out[0](getattr(joint.processor, f"{stream}_out")(merged(z)))
+        hidden = hidden + gate[:, None].tanh() * attention_norm(z) + more
+        out = feed_forward(norm1((1 + scale[:, None]) * second + shift[:, None]))
+        return hidden + gate_mlp[:, None].tanh() * norm2(out)
+
+    for number, block in enumerate(getattr(network, "double_stream_layers", ())):  # Boogu
+        alone, gate, *_ = block.img_norm3(image, time)
+        q, k, v = qkv(block.img_self_attn, alone, ids)
+        alone = block.img_self_attn_norm(block.img_self_attn.to_out[0](merged(attend(q, (k, v, 0)))))
+        into, norms = into_double(block, "img", image, ids)
+        pairs = [into_double(block, "instruct", text, text_ids(text)) for text in texts]
+        z, own = all_z(f"double{number}", into, [pair for pair, _ in pairs])
+        image = out_of_double(block, "img", image, z, norms, gate[:, None].tanh() * alone)
+        texts = [
+            out_of_double(block, "instruct", text, z, norms)
+            for text, z, (_, norms) in zip(texts, own, pairs, strict=True)
+        ]
+    boogu = hasattr(network, "single_stream_layers")
+    for number, layer in enumerate(network.single_stream_layers if boogu else network.layers):
         normed, *mods = entered(layer, image)
-        qi, ki, vi = qkv(layer, normed, ids)
-        pairs = [qkv(layer, entered(layer, text)[0], text_ids(text)) for text in texts]
-        z = steer.z(str(number), qi[:, :, -count:], pairs[0][1:], (ki, vi), [pair[1:] for pair in pairs[1:]])
-        before = attend(qi[:, :, :-count], (*pairs[0][1:], 0), (ki, vi, 0))
-        own = [attend(q, (k, v, 0), (ki, vi, 0)) for q, k, v in pairs]
-        image = left(layer, image, torch.cat([before, z], dim=2), *mods)
+        pairs = [qkv(layer.attn, entered(layer, text)[0], text_ids(text)) for text in texts]
+        z, own = all_z(f"single{number}" if boogu else str(number), qkv(layer.attn, normed, ids), pairs)
+        image = left(layer, image, z, *mods)
         texts = [left(layer, text, z, *mods) for text, z in zip(texts, own, strict=True)]
     tokens = network.norm_out(image[:, -count:], time)
     tokens = tokens.unflatten(-1, (size * size, -1)).transpose(-1, -2).flatten(2)
@@ -906,10 +936,59 @@ def krea2(network, steer, x, timestep, context, ref_latents=(), ref_latents_meth
     return unpatchified(network.last(image[:, :count], time(timestep)), size, grid, x.shape)[:, :, None]
 
 
+def ideogram4(network, steer, x, timestep, context=None, attention_mask=None, **_):
+    from comfy.text_encoders.llama import precompute_freqs_cis  # fp32, in which 65536 turns are rounded
+
+    time = network.t_embedding(1 - timestep, dtype=x.dtype)[:, None]
+    vector = torch.nn.functional.silu(network.adaln_proj(time))
+
+    def turns(ids):
+        options = {"rope_dims": network.mrope_section, "interleaved_mrope": True}
+        cos, sin, _ = precompute_freqs_cis(network.head_dim, ids.T, network.rope_theta, **options)
+        return cos[0, :, : network.head_dim // 2], sin[0]
+
+    def turned(x, ids):
+        (cos, sin), (one, other) = turns(ids), x.chunk(2, dim=-1)
+        return torch.cat([one * cos - other * sin, other * cos + one * sin], dim=-1)
+
+    def qkv(layer, hidden, ids, scale):
+        attention = layer.attention
+        hidden = attention.qkv(layer.attention_norm1(hidden) * (1 + scale))
+        q, k, v = hidden.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return turned(attention.norm_q(q), ids), turned(attention.norm_k(k), ids), v
+
+    def left(layer, hidden, z, gate, scale, gate_mlp):
+        hidden = hidden + gate.tanh() * layer.attention_norm2(layer.attention.o(merged(z)))
+        out = layer.feed_forward(layer.ffn_norm1(hidden) * (1 + scale))
+        return hidden + gate_mlp.tanh() * layer.ffn_norm2(out)
+
+    def read(text, mask=None):
+        """Padding, at the end, is seen by none but itself."""
+        text = text.expand(len(x), -1, -1) if mask is None else text[:, : int(mask[0].sum())]
+        text = network.llm_cond_proj(network.llm_cond_norm(text)) + network.embed_image_indicator.weight[0]
+        return text, torch.arange(text.shape[1])[:, None].expand(-1, 3)
+
+    rows, columns = x.shape[-2:]
+    tokens = x.unflatten(1, (-1, 2, 2)).permute(0, 4, 5, 2, 3, 1).flatten(3).flatten(1, 2)
+    image = network.input_proj(tokens) + network.embed_image_indicator.weight[1]
+    ids = torch.cartesian_prod(torch.arange(1), torch.arange(rows), torch.arange(columns)) + 65536
+    texts = [read(context, attention_mask), *map(read, steer.contexts)]
+    for number, layer in enumerate(network.layers):
+        scale, *more = layer.adaln_modulation(vector).chunk(4, dim=-1)
+        qi, ki, vi = qkv(layer, image, ids, scale)
+        pairs = [qkv(layer, *text, scale) for text in texts]
+        z = steer.z(str(number), qi, pairs[0][1:], (ki, vi), [pair[1:] for pair in pairs[1:]])
+        image = left(layer, image, z, *more)
+        own = [attend(q, (k, v, 0), (ki, vi, 0)) for q, k, v in pairs]
+        texts = [(left(layer, text, z, *more), places) for (text, places), z in zip(texts, own, strict=True)]
+    tokens = network.final_layer(image, vector).unflatten(1, (rows, columns)).unflatten(-1, (2, 2, -1))
+    return -tokens.permute(0, 5, 3, 4, 1, 2).flatten(1, 3)
+
+
 NETWORKS = {
     "flux": flux, "sd3": sd3, "omnigen2": omnigen2, "qwen_image": qwen_image, "lumina": lumina, "lens": lens,
     "joyimage": joyimage, "ernie": ernie, "mochi": mochi, "krea2": krea2, "chroma": chroma,
-    "hunyuan_video": hunyuan_video, "auraflow": auraflow,
+    "hunyuan_video": hunyuan_video, "auraflow": auraflow, "ideogram4": ideogram4,
 }  # fmt: skip
 
 

@@ -34,6 +34,8 @@ CHANGED = [
     ("HunyuanImage 2.1", "txt_in", "input_embedder"),
     ("AuraFlow", "", "single_layers"),
     ("AuraFlow", "", "cond_seq_linear"),
+    ("Ideogram 4", "", "llm_cond_proj"),
+    ("Boogu", "", "double_stream_layers"),
     ("Wan 2.1 T2V", "", "text_embedding"),
     ("Wan 2.1 T2V", "blocks.0", "cross_attn"),
     ("Wan 2.1 T2V", "blocks.0.cross_attn", "norm_q"),

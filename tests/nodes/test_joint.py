@@ -194,6 +194,7 @@ def test_cfg_steers_the_positive_alone_in_one_call(pack, model, name, rule, monk
         "Qwen-Image Layered",
         "Z-Image of pixels",
         "Chroma Radiance",
+        "Boogu",
     ],
 )
 def test_masked_negative(pack, model, name, rule):
@@ -215,6 +216,7 @@ def test_masked_negative(pack, model, name, rule):
 
 
 CHOSEN = {
+    "Boogu": ("double1, single0", {"double1", "single0"}),
     "Flux": ("double1, single0", {"double1", "single0"}),
     "SD 3.5 large": ("1", {"1"}),
     "Lens": ("1", {"1"}),
@@ -366,7 +368,7 @@ def test_beside_replaced_blocks(pack, model, name, skipped):
 REFERENCES = {
     "Flux": "index", "Flux 2": "index", "OmniGen 2": "", "Qwen-Image": "index",
     "Qwen-Image Edit": "index_timestep_zero", "Qwen-Image Layered": "negative_index", "Mage-Flow": "", "JoyImage": "",
-    "Krea 2": "index_timestep_zero",
+    "Krea 2": "index_timestep_zero", "Boogu": "index",
 }  # fmt: skip
 
 
@@ -418,6 +420,32 @@ def test_tokens_that_a_mask_leaves_out_do_not_count(pack, model, name, rule, ada
         pytest.skip(f"the {name} of this ComfyUI reads no mask")
     expected = steered(conditioning(name, 1), conditioning(name, 2, tokens=9))
     assert error(steered(padded(1, 12), padded(2, 9)), expected) < BAR
+
+
+@pytest.mark.parametrize("name", ["Ideogram 4"])
+def test_calls_without_any_text(pack, model, name, monkeypatch):
+    """The other half of CFG, which ComfyUI calls with the picture alone; and a prompt that is none."""
+    positive, negative, none = conditioning(name, 1), conditioning(name, 2, tokens=9), [[None, {}]]
+    patched = pack.payload.patch(model, negative, 0.6, rule="difference")
+    steered = sample(name, patched, positive, none, cfg=3.0)
+    assert torch.equal(sample(name, patched, none), sample(name, model, none))
+    steer = Steer([negative[0][0]], alphas(0.6), "difference")
+    monkeypatch.setattr(Apart, "steering", lambda self: by_hand(name, model, steer))
+    monkeypatch.setattr(comfy.samplers, "CFGGuider", Apart)
+    assert error(steered, sample(name, model, positive, none, cfg=3.0)) < 3 * BAR
+
+
+@pytest.mark.parametrize("rule, adaptive", [("nasa", True), ("difference", False), ("vsf", False)])
+@pytest.mark.parametrize("name", ["Ideogram 4"])
+def test_padding_of_prompt_and_negative_is_not_seen(pack, model, name, rule, adaptive):
+    """The prompt's attention mask holds here too; what the encoder left in a negative's padding does not count."""
+    positive = conditioning(name, 1, attention_mask=torch.tensor([[1] * 9 + [0] * 3]))
+    negative = conditioning(name, 2, tokens=9)
+    with by_hand(name, model, Steer([negative[0][0][:, :7]], alphas(0.6), rule, adaptive)):
+        expected = sample(name, model, positive)
+    negative[0][1]["attention_mask"] = torch.tensor([[1] * 7 + [0] * 2])
+    steered = sample(name, pack.payload.patch(model, negative, 0.6, rule=rule, adaptive=adaptive), positive)
+    assert error(steered, expected) < BAR
 
 
 def as_omni(latents, contexts, seen):

@@ -68,6 +68,8 @@ LAYOUTS = {
     "comfy.ldm.minimax.model.MiniMaxH3Model": "minimax_h3",
     "comfy.ldm.krea2.model.SingleStreamDiT": "krea2",
     "comfy.ldm.aura.mmdit.MMDiT": "auraflow",
+    "comfy.ldm.ideogram4.model.Ideogram4Transformer2DModel": "ideogram4",
+    "comfy.ldm.boogu.model.BooguTransformer2DModel": "boogu",
 }
 _CASCADE = (
     "Stable Cascade",
@@ -98,7 +100,7 @@ MODELS = (
     "LTX-Video", "LTX-2", "Wan", "Cosmos", "Cosmos-Predict2", "Anima", "Kandinsky 5", "ACE-Step", "Stable Audio",
     "Qwen-Image", "Lumina 2", "Z-Image", "Mage-Flow", "Lens", "ERNIE-Image", "JoyImage", "Mochi", "CogVideoX",
     "HiDream-I1", "PixelDiT", "PiD", "MiniMax H3", "Krea 2", "AuraFlow", "Chroma", "HunyuanVideo",
-    "HunyuanImage",
+    "HunyuanImage", "Ideogram 4", "Boogu",
 )  # fmt: skip
 MODELS_IN_WORDS = f"{', '.join(MODELS[:-1])} or {MODELS[-1]}"
 

@@ -328,6 +328,7 @@ def test_the_strength_that_its_authors_set_counts(sampling, narrow_model):
 
 def test_a_lora_by_its_metadata_and_weights_before_its_name(sampling):
     """One trained on pictures with captions, or that changes a text encoder, is none of few steps; a title counts."""
+
     def named(name, **file):
         return sampling.names.named_by(sampling.files.ModelFile(name, **file), "SDXL", True)[0].row
 

@@ -121,6 +121,7 @@ def test_every_preset_has_its_formula(sampling):
     assert [name for name in ROWS if name not in OTHERWISE] == list(AUTHORS)
     assert list(ROWS) == list(sampling.presets.read_presets()) and set(OTHERWISE) <= set(ROWS)
 
+
 #: Rows whose template is right, with the scheduler of its KSampler and the shift of its ModelSampling node, if any.
 TEMPLATES = [
     ("z-image-turbo", "Z-Image", "simple", "AuraFlow", 3.0),

@@ -124,9 +124,7 @@ def test_auto_knows_the_stage_of_a_lora_for_both_by_the_model(sampling, wan):
 
 def choice_of(sampling, model, lora, base="wan2.2_t2v_low_noise_14B", strength=1.0):
     file = sampling.files.ModelFile
-    origin = sampling.origin.Origin(
-        (file(f"{base}.safetensors"),), (file(f"{lora}.safetensors", strength=strength),)
-    )
+    origin = sampling.origin.Origin((file(f"{base}.safetensors"),), (file(f"{lora}.safetensors", strength=strength),))
     return sampling.detect.choose(model, "auto", origin)
 
 

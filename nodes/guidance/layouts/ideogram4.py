@@ -1,0 +1,59 @@
+"""Ideogram 4: text and picture in one stream; a call without a prompt has no text in it at all."""
+
+import torch
+from comfy.ldm.flux.math import rope
+
+from ..side_stream import forwards as forwards
+from .grid import over_patches, patches
+
+TEXT_CHANGES_WITH_TIME = False
+RULE = "difference"
+READS = ("llm_cond_norm", "llm_cond_proj", "embed_image_indicator", "head_dim", "rope_theta")
+TEXT_FIRST = True
+
+
+def blocks(model):
+    return {str(number): [block] for number, block in enumerate(model.layers)}
+
+
+def width(model):
+    return model.llm_cond_proj.in_features
+
+
+def needs(model):
+    return ()
+
+
+def text(model, conds, timestep):
+    """Without the tokens that its attention mask leaves out, which neither the others nor the picture see."""
+    context, mask = conds["c_crossattn"], conds.get("attention_mask")
+    if mask is not None:
+        context = context[:, (mask != 0).reshape(-1, mask.shape[-1]).any(dim=0)]
+    context = model.llm_cond_proj(model.llm_cond_norm(context))
+    no_image = torch.zeros(1, dtype=torch.long, device=context.device)
+    return context + model.embed_image_indicator(no_image, out_dtype=context.dtype)
+
+
+def picture(model, x, conds):
+    return slice(0, patches(x, (1, 1)))
+
+
+def positions(model, tokens, call):
+    """Text counts along all axes alike, so that it does not matter which of them a channel turns with."""
+    return rope(torch.arange(tokens, device=call.x.device)[None], model.head_dim, model.rope_theta).unsqueeze(2)
+
+
+def text_tokens(block, given, call):
+    return call.text_tokens
+
+
+def alone(block, given, text, positions):
+    return {"x": text, "attn_mask": None, "freqs_cis": positions}
+
+
+def text_of(block, returned):
+    return returned
+
+
+def spread(model, x, map, conds):
+    return over_patches(map, x, (1, 1))
