@@ -59,13 +59,6 @@ def test_bad_input_of_the_sampler(pack, model, text, change, sentence):
     assert str(error.value).startswith(sentence)
 
 
-def test_other_families_are_named(pack, text, aura_flow):
-    with pytest.raises(
-        ValueError, match="The model \\(AuraFlow\\) is of a family that NASA does not support yet, whose text"
-    ):
-        pack.payload.patch(aura_flow, text(2), 0.5)
-
-
 def test_comfyui_loads_the_pack(pack):
     import asyncio
     from pathlib import Path
