@@ -74,19 +74,21 @@ EITHER_WAY = [(name, True) for name in FAMILIES if name not in DEEP] + [(name, F
 def test_every_rule_and_adaptive(pack, model, name, kernel, monkeypatch):
     """With masses from torch's kernel, and asked for by attention where it gives none."""
     positive, negative = conditioning(name, 1, positive=True), conditioning(name, 2, tokens=9)
-    plain, bar = sample(name, model, positive, steps=1), 1e-5
+    # ComfyUI gives the second prompt of a batch of ACE-Step 1.5 other timbre tokens than the first.
+    batch, bar = 1 if name == "ACE-Step 1.5" else None, 1e-5
+    plain = sample(name, model, positive, steps=1, batch=batch)
     if not kernel:
         monkeypatch.setattr(pack.attention, "EXACT", ())
     for rule, adaptive in RULES:
         with truth(name, model, negative, rule=rule, adaptive=adaptive, positive=positive):
-            expected = sample(name, model, positive, steps=1)
+            expected = sample(name, model, positive, steps=1, batch=batch)
         patched = pack.payload.patch(model, negative, ALPHA, rule=rule, adaptive=adaptive)
-        error = (sample(name, patched, positive, steps=1) - expected).abs().max() / expected.abs().max()
+        error = (sample(name, patched, positive, steps=1, batch=batch) - expected).abs().max() / expected.abs().max()
         if (rule, adaptive) == ("nasa", False):
             bar = max(bar, 10 * error)  # what deep networks with sharp softmaxes make of rounding
         assert error < bar, (rule, adaptive)
         assert (expected - plain).abs().max() > 100 * bar * expected.abs().max(), (rule, adaptive)
-    assert torch.equal(sample(name, model, positive, steps=1), plain)
+    assert torch.equal(sample(name, model, positive, steps=1, batch=batch), plain)
 
 
 class Apart(comfy.samplers.CFGGuider):
