@@ -3,7 +3,7 @@
 from comfy_api.latest import io, ui
 
 from .connected import check_model, check_numbers, check_steps
-from .preset_choice import HIDDEN, preset_for, preset_input, show, steps_input, tables_now
+from .preset_choice import HIDDEN, latent_input, preset_for, preset_input, show, steps_input, tables_now
 from .quoting import printable_errors
 from .sampling.one_step import with_preset
 from .sampling.saved import saying
@@ -25,14 +25,7 @@ class SNOOPIModelSampling(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="A one-step or few-step model. It is not changed itself."),
                 preset_input(),
-                io.Latent.Input(
-                    "latent_image",
-                    optional=True,
-                    tooltip=(
-                        "The latent that is sampled, for models whose steps depend on the size of the picture, such as "
-                        "FLUX.2 klein; unconnected, it is the size they were made for."
-                    ),
-                ),
+                latent_input(),
                 steps_input(),
             ],
             outputs=[

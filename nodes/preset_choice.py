@@ -38,6 +38,18 @@ def preset_input() -> io.Combo.Input:
     )
 
 
+def latent_input() -> io.Latent.Input:
+    """The latent whose size a preset's steps may depend on."""
+    return io.Latent.Input(
+        "latent_image",
+        optional=True,
+        tooltip=(
+            "The latent that is sampled, for models whose steps depend on the size of the picture, such as FLUX.2 "
+            "klein; unconnected, it is the size they were made for."
+        ),
+    )
+
+
 def steps_input() -> io.Int.Input:
     """How many steps, where they are not to be those of the preset."""
     return advanced(

@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from .connected import check_model, check_numbers, check_steps
-from .preset_choice import HIDDEN, preset_for, preset_input, show, steps_input, tables_now
+from .preset_choice import HIDDEN, latent_input, preset_for, preset_input, show, steps_input, tables_now
 from .quoting import printable_errors
 from .sampling.one_step import steps as sigmas_of
 from .sampling.one_step import with_preset
@@ -34,14 +34,7 @@ class SNOOPIOneStepScheduler(io.ComfyNode):
                     optional=True,
                     tooltip="How much of a picture may change: the listed timesteps above it are left out.",
                 ),
-                io.Latent.Input(
-                    "latent_image",
-                    optional=True,
-                    tooltip=(
-                        "The latent that is sampled, for models whose steps depend on the size of the picture, such as "
-                        "FLUX.2 klein; unconnected, it is the size they were made for."
-                    ),
-                ),
+                latent_input(),
                 steps_input(),
             ],
             outputs=[io.Sigmas.Output(display_name="SIGMAS", tooltip="The noise level of every step, the last 0.")],

@@ -5,6 +5,7 @@ from comfy.ldm.flux.math import rope
 
 from ..side_stream import forwards as forwards
 from .grid import over_patches, patches
+from .padding import without_padding
 
 TEXT_CHANGES_WITH_TIME = False
 RULE = "difference"
@@ -26,10 +27,7 @@ def needs(model):
 
 def text(model, conds, timestep):
     """Without the tokens that its attention mask leaves out, which neither the others nor the picture see."""
-    context, mask = conds["c_crossattn"], conds.get("attention_mask")
-    if mask is not None:
-        context = context[:, (mask != 0).reshape(-1, mask.shape[-1]).any(dim=0)]
-    context = model.llm_cond_proj(model.llm_cond_norm(context))
+    context = model.llm_cond_proj(model.llm_cond_norm(without_padding(conds)))
     no_image = torch.zeros(1, dtype=torch.long, device=context.device)
     return context + model.embed_image_indicator(no_image, out_dtype=context.dtype)
 
