@@ -50,8 +50,9 @@ presets-check: environment ## compare the presets with ComfyUI's newest official
 lint: environment ## check the style of the code
 	@$(venv)/bin/ruff check .
 
-demo-model: environment ## make the demo model again from nothing (over an hour on 2 cores); goes on after an interruption
+demo-model: environment ## make both demo models again from nothing (hours on 2 cores); goes on after an interruption
 	@$(python) -m training.shapes make
+	@$(python) -m training.portraits make
 
 environment: ## install what the others need (they do it themselves)
 	@test -n '$(found_python)' || { echo "Python 3.11 or newer is needed; no python3 here is that new."; exit 1; }
