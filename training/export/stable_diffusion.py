@@ -163,10 +163,8 @@ def _renamed(key: str, modules: dict[str, str], resnet: dict[str, str], attentio
         if module in modules:
             inner, kind = ".".join(parts[length:]), parts[length - 2] if length > 1 else ""
             table = resnet if kind == "resnets" else (attention or {}) if kind == "attentions" else {}
-            for old, new in table.items():
-                if inner.startswith(old + "."):
-                    inner = new + inner.removeprefix(old)
-                    break
+            old = next((name for name in table if inner.startswith(name + ".")), "")
+            inner = table.get(old, old) + inner.removeprefix(old)
             return f"{modules[module]}.{inner}"
     raise UserError(
         f"No place in the Stable Diffusion checkpoint layout for `{quoted(key)}`; only SD 1.x and 2.x can be exported."

@@ -4,6 +4,8 @@ Defaults are those of the paper's Table 6 for SD 1.5; where no version of the pa
 nearby code by the same group (SwiftBrush v1, swiftcontrol), and the setting's description says so.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -232,6 +234,11 @@ class Config(Block):
         """Warm start, then LoRA only, then VSD: one count for all three."""
         return self.warm_steps + self.lora.initial_steps + self.steps
 
+    @property
+    def samples(self) -> int:
+        """How many prompts a run takes from its list; the warm start has pairs of its own."""
+        return self.batch_size * (self.lora.initial_steps + self.steps)
+
 
 #: A resumed run may change these; everything else would make it another run.
 FREE_TO_CHANGE = {
@@ -353,6 +360,11 @@ def parse(content: dict, source: str = "config", places: Mapping[str, str] | Non
 def to_dict(config: Config) -> dict:
     """Plain values, as `parse` reads them."""
     return config.model_dump(mode="json")
+
+
+def digest(config: Config) -> str:
+    """SHA-256 of all settings, hexadecimal."""
+    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()
 
 
 def flat(config: Config) -> Iterator[tuple[str, Any]]:

@@ -18,7 +18,7 @@ from ..networks.adapter import add_adapter
 from ..networks.backbones import backbone_class
 from ..networks.sharding import gathered_at_once
 from ..networks.text import Text
-from ..prompts.repeats import few_prompts_before_a_run
+from ..prompts.repeats import LISTS, NEGATIVE_LISTS, few_prompts_before_a_run
 from ..recipe.config import Config, to_dict
 from .machine import OPTIMIZER_BYTES, precision_of, share_of
 
@@ -49,7 +49,7 @@ def plan(config: Config, processes: int = 1) -> Plan:
         denoiser = _count(teacher)
         lora = _count(add_adapter(teacher, config.lora), trainable=True)
     _, batch = share_of(config.batch_size, config.micro_batch, processes)
-    shape = _latent_shape(config, described)
+    shape = described["in_channels"], *(config.latent_size or backbone.own_size(described))
     sample = backbone.bare(network)
     forward = _forward_flops(sample, shape)
     kept = _activations(sample, shape, batch, bf16, config.gradient_checkpointing)
@@ -115,7 +115,11 @@ def report(config: Config, processes: int = 1) -> str:
         hours = planned.flops * planned.steps / (peak * 1e12 * REACHED) / 3600
         use = f"{planned.steps} steps on {processes} {name}:"
         lines.append(f"{use:44}{hours / processes:10.0f} hours at {REACHED:.0%} of {peak} TFLOP/s")
-    lines += [f"warning: {sentence}" for sentence in few_prompts_before_a_run(config)]
+    of_prompts = (config.prompt_column, config.skip_bad_prompts)
+    few = [few_prompts_before_a_run(config.prompts, config.samples, LISTS, *of_prompts)]
+    if config.nasa:
+        few.append(few_prompts_before_a_run(config.nasa.prompts, config.samples, NEGATIVE_LISTS))
+    lines += [f"warning: {sentence}" for sentence in few if sentence]
     return "\n".join(lines)
 
 
@@ -140,11 +144,6 @@ class _Attention(torch.autograd.Function):
 
 def _count(network: nn.Module, trainable: bool = False) -> int:
     return sum(weight.numel() for weight in network.parameters() if weight.requires_grad or not trainable)
-
-
-def _latent_shape(config: Config, described: dict) -> tuple[int, int, int]:
-    height, width = config.latent_size or backbone_class(config.backbone).own_size(described)
-    return described["in_channels"], height, width
 
 
 def _call(backbone, shape: tuple[int, int, int], batch: int, dtype: torch.dtype) -> Tensor:
