@@ -21,6 +21,7 @@ IMPLEMENTATIONS = {
     "transformer": "diffusers",
     "lora": "diffusers",
 }
+MODEL_SPEC_PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}  # it has no word for others
 LICENCE_UNKNOWN = "see the licence of the base model"
 
 
@@ -33,7 +34,7 @@ def metadata(
     prediction: str = "epsilon",
     licence: str = LICENCE_UNKNOWN,
 ) -> dict[str, str]:
-    """Safetensors metadata (strings only). resolution: pixels, "512x512"; prediction: epsilon or v_prediction.
+    """Safetensors metadata (strings only). resolution: pixels, "512x512"; prediction: epsilon, v_prediction or flow-.
 
     `snoopi.start_timestep`, `snoopi.start_noise` and `snoopi.prediction` tell a sampler how the student starts.
     `modelspec.hash_sha256` is zeros until `write_hash` has seen the file.
@@ -52,14 +53,14 @@ def metadata(
         "modelspec.date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "modelspec.hash_sha256": NO_HASH,
         "modelspec.license": licence,
-        "modelspec.prediction_type": "epsilon" if prediction == "epsilon" else "v",
+        **({"modelspec.prediction_type": kind} if (kind := MODEL_SPEC_PREDICTIONS.get(prediction)) else {}),
         "modelspec.timestep_range": f"{timestep},{timestep}",
         "modelspec.usage_hint": f"One step from timestep {timestep}, {noise} noise, CFG 1.",
         "snoopi.format": "1",
         "snoopi.backbone": config.backbone,
         "snoopi.preset": family.preset,
         "snoopi.start_timestep": str(timestep),
-        "snoopi.start_noise": noise,
+        **({} if prediction == "flow-" else {"snoopi.start_noise": noise}),  # a flow model has no choice
         "snoopi.prediction": prediction,
         "snoopi.kappa_min": str(config.kappa[0]),
         "snoopi.kappa_max": str(config.kappa[1]),
