@@ -27,8 +27,12 @@ def _no(value: Any) -> Any:
 class Start(Block):
     """Where the one-step student starts; saved in the exported file, because a sampler has to do the same."""
 
-    timestep: Whole = setting(999, "timestep fed to the student (paper: the last one)", low=1, high=999)
-    noise: Literal["unit", "vp"] = setting("unit", "input is z (unit) or sigma_t * z (vp); ComfyUI feeds unit at 999")
+    timestep: Whole = setting(
+        999, "timestep fed to the student (paper: the last one); of a flow model thousandths of t", low=1, high=999
+    )
+    noise: Literal["unit", "vp"] = setting(
+        "unit", "input is z (unit) or sigma_t * z (vp; a flow model's t * z); ComfyUI feeds unit at 999"
+    )
 
 
 class Adapter(Block):
@@ -96,7 +100,9 @@ class Lora(Block):
     fresh_prompts: Truth = setting(True, "these samples are of new prompts and negative prompts too (DMD2)")
     initial_steps: Whole = setting(0, "steps that train only the LoRA, before the first VSD step", low=0, high=10**7)
     timesteps: span(Whole, 0, 999) = setting((0, 999), "range of t, both ends included (nearby code)")
-    weight: Literal["alpha_squared", "uniform"] = setting("alpha_squared", "weight of the eps error (nearby code)")
+    weight: Literal["alpha_squared", "uniform", "velocity"] = setting(
+        "alpha_squared", "weight of the eps error (nearby code); a flow model wants velocity, the plain error of v"
+    )
     null_probability: Number = setting(
         0.1, "chance that the whole batch gets the null prompt (nearby code)", low=0, high=1
     )
