@@ -18,8 +18,8 @@ ALPHA_TOOLTIP = (
     "rule nasa more than 1, with difference more than 3, with vsf more than 6 is rarely of use."
 )
 NEGATIVE_TOOLTIP = (
-    "What should not be in the picture: a CLIP Text Encode. Weights such as (red:1.5) count; an empty box switches NASA "
-    "off."
+    "What should not be in the picture: a CLIP Text Encode. Weights such as (red:1.5) count; an empty box switches "
+    "NASA off."
 )
 
 

@@ -1,6 +1,7 @@
 """The nodes in other languages: locales/ and the help pages hold what the nodes and the English pages hold, no more.
 
-The frontend reads these keys of nodeDefs.json (litegraphService.ts, NodeTooltip.vue); lists' entries it does not translate.
+The frontend reads these keys of nodeDefs.json (litegraphService.ts, NodeTooltip.vue); it does not translate the entries
+of lists. Where a help page in `web/docs/<node>/<language>.md` is missing, it shows `web/docs/<node>.md`.
 """
 
 import json
@@ -11,7 +12,7 @@ import pytest
 
 from comfyui.serve import PACK
 
-LANGUAGES = ("zh", "zh-TW")
+LANGUAGES = ("ja", "zh", "zh-TW")
 DOCS = PACK / "web" / "docs"
 PAGES = ("NASACrossAttentionPatch", "SNOOPIOneStepSampler")
 OPTIONS = re.compile(r"(?<![A-Za-z])(?:auto|nasa|difference|vsf)(?![A-Za-z])")
