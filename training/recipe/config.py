@@ -287,8 +287,8 @@ def load(path: str | Path, output: str | None = None, changes: Sequence[str] = (
     """
     content, places = _read(shipped(path), ())
     for change in changes:
-        key, value = _change(change)
-        _put(content, key, value)
+        key, value = change_of(change)
+        put(content, key, value)
         for end in range(1, len(key)):  # blocks that the file does not have
             places.setdefault(".".join(key[:end]), f"--set {quoted(change)}")
         places[".".join(key)] = f"--set {quoted(change)}"
@@ -319,14 +319,16 @@ def _merged(base: dict, over: dict) -> dict:
     return merged
 
 
-def _change(text: str) -> tuple[list[str], Any]:
+def change_of(text: str) -> tuple[list[str], Any]:
+    """A KEY=VALUE of --set: the parts of its key, and the value. Raises UserError."""
     key, equals, value = text.partition("=")
     if not equals or not all(key.split(".")):
         raise UserError(f"--set {quoted(text)}: write a setting and its value, as in --set lora.rank=32.")
     return key.split("."), read_value(value, f"--set {quoted(text)}")
 
 
-def _put(content: dict, keys: Sequence[str], value: Any) -> None:
+def put(content: dict, keys: Sequence[str], value: Any) -> None:
+    """Puts it into the plain values of a file."""
     for key in keys[:-1]:
         if content.get(key) is None:
             content[key] = {}

@@ -159,6 +159,15 @@ def _forward_flops(backbone, shape: tuple[int, int, int]) -> int:
     return counter.get_total_flops()
 
 
+def forward_flops(kind: str, source: str, parts: str | None = None) -> int:
+    """Of one forward of one picture, by the model's config. kind: the setting `backbone`. Raises UserError."""
+    backbone = backbone_class(kind)
+    described = backbone.describe(source, parts)
+    with torch.device("meta"):
+        network = backbone.network_class.from_config(described)
+    return _forward_flops(backbone.bare(network), (described["in_channels"], *backbone.own_size(described)))
+
+
 def _activations(backbone, shape: tuple[int, int, int], batch: int, bf16: bool, checkpointing: bool) -> float:
     """Bytes that a backward of the student keeps; with checkpointing the inputs of every block and the largest one."""
     dtype = torch.bfloat16 if bf16 else torch.float32
