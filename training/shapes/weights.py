@@ -17,7 +17,7 @@ from ..errors import UserError, quoted
 from ..export.metadata import model_spec, our_keys
 from ..export.stable_diffusion import TEXT, UNET, VAE, stable_diffusion_checkpoint
 from ..files import atomic_file
-from ..recipe.config import digest, load
+from ..recipe.config import Config, digest, load
 from . import autoencoder, teacher, text
 
 CONFIG = Path(__file__).parents[1] / "configs" / "shapes.yaml"
@@ -84,12 +84,16 @@ def random_parts(seed: int = 0) -> dict[str, torch.Tensor]:
 def write_checkpoint(output: Path, untrained: bool = False, folder: Path = FOLDER) -> Path:
     """The single-file SD 1.5 checkpoint, half precision. Raises UserError."""
     if untrained:
-        state, config = random_parts(), load(CONFIG)
-        described = model_spec("untrained", "32x32", "checkpoint", config.start)
-        described |= our_keys(config.backbone, config.teacher, config.kappa, digest(config), config.start)
+        state, described = random_parts(), described_untrained(load(CONFIG), "32x32")
     else:
         state, described = read_parts(PARTS, folder)
     return put_together(output, state, described, TEXT)
+
+
+def described_untrained(config: Config, resolution: str, **told) -> dict[str, str]:
+    """Metadata of a checkpoint with random weights; `told` as `export.metadata.our_keys` takes it."""
+    keys = our_keys(config.backbone, config.teacher, config.kappa, digest(config), config.start, **told)
+    return model_spec("untrained", resolution, "checkpoint", config.start, **told) | keys
 
 
 def read_parts(names: Iterable[str], folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
