@@ -199,6 +199,7 @@ def open_run(config: Config, resume: bool, stop: Callable[[], bool], accelerator
 
     backbone = load_backbone(config.backbone, config.teacher, device, config.teacher_parts)
     shape = backbone.latent_shape(config.latent_size)
+    backbone.check_start(config.start.timestep, config.start.noise)
     backbone.check_timesteps(latest_timesteps(config, last=len(backbone.alphas) - 1))
     embeddings = embeddings_of(config, backbone, prompts, stop)
     clip = ClipEmbeddings(config.clip, backbone) if config.clip else None

@@ -20,6 +20,7 @@ IMPLEMENTATIONS = {
     "transformer": "diffusers",
     "lora": "diffusers",
 }
+MODEL_SPEC_PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}  # it has no word for others
 LICENCE_UNKNOWN = "see the licence of the base model"
 
 
@@ -32,7 +33,7 @@ def model_spec(
     prediction: str = "epsilon",
     licence: str = LICENCE_UNKNOWN,
 ) -> dict[str, str]:
-    """ModelSpec's keys. resolution: pixels, "512x512"; prediction: epsilon or v_prediction.
+    """ModelSpec's keys. resolution: pixels, "512x512"; prediction: epsilon, v_prediction or flow-.
 
     `modelspec.hash_sha256` is zeros until `write_hash` has seen the file.
     """
@@ -48,7 +49,7 @@ def model_spec(
         "modelspec.date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "modelspec.hash_sha256": NO_HASH,
         "modelspec.license": licence,
-        "modelspec.prediction_type": "epsilon" if prediction == "epsilon" else "v",
+        **({"modelspec.prediction_type": kind} if (kind := MODEL_SPEC_PREDICTIONS.get(prediction)) else {}),
         "modelspec.timestep_range": f"{start.timestep},{start.timestep}",
         "modelspec.usage_hint": f"One step from timestep {start.timestep}, {start.noise} noise, CFG 1.",
     }
@@ -73,7 +74,7 @@ def our_keys(
         "backbone": backbone,
         "preset": family.preset,
         "start_timestep": str(start.timestep),
-        "start_noise": start.noise,
+        **({} if prediction == "flow-" else {"start_noise": start.noise}),  # a flow model has no choice
         "prediction": prediction,
         "kappa_min": str(kappa[0]),
         "kappa_max": str(kappa[1]),

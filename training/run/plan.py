@@ -17,7 +17,6 @@ from ..method.guidance import unequal_scales
 from ..networks.adapter import add_adapter
 from ..networks.backbones import backbone_class
 from ..networks.sharding import gathered_at_once
-from ..networks.text import Text
 from ..prompts.repeats import LISTS, NEGATIVE_LISTS, few_prompts_before_a_run
 from ..recipe.config import Config, to_dict
 from .machine import OPTIMIZER_BYTES, precision_of, share_of
@@ -41,6 +40,7 @@ class Plan:
 def plan(config: Config, processes: int = 1) -> Plan:
     """Raises UserError if the teacher's config cannot be had."""
     backbone = backbone_class(config.backbone)
+    backbone.check_start(config.start.timestep, config.start.noise)
     described = backbone.describe(config.teacher, config.teacher_parts)
     bf16 = precision_of(config.mixed_precision, config.device) == "bf16"
     with torch.device("meta"):
@@ -147,9 +147,8 @@ def _count(network: nn.Module, trainable: bool = False) -> int:
 
 
 def _call(backbone, shape: tuple[int, int, int], batch: int, dtype: torch.dtype) -> Tensor:
-    tokens, width, masked = backbone.text_shape
     with torch.device("meta"):
-        text = Text(torch.empty(batch, tokens, width, dtype=dtype), torch.ones(batch, tokens) if masked else None)
+        text = backbone.text_shape.filled(lambda shape: torch.empty(shape, dtype=dtype), batch)
         t = torch.zeros(batch, dtype=torch.long)
         return backbone.output(backbone.network, torch.empty(batch, *shape, dtype=dtype), t, text)
 
@@ -158,6 +157,15 @@ def _forward_flops(backbone, shape: tuple[int, int, int]) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         _call(backbone, shape, 1, torch.float32)
     return counter.get_total_flops()
+
+
+def forward_flops(kind: str, source: str, parts: str | None = None) -> int:
+    """Of one forward of one picture, by the model's config. kind: the setting `backbone`. Raises UserError."""
+    backbone = backbone_class(kind)
+    described = backbone.describe(source, parts)
+    with torch.device("meta"):
+        network = backbone.network_class.from_config(described)
+    return _forward_flops(backbone.bare(network), (described["in_channels"], *backbone.own_size(described)))
 
 
 def _activations(backbone, shape: tuple[int, int, int], batch: int, bf16: bool, checkpointing: bool) -> float:
