@@ -5,7 +5,7 @@ A community checkpoint says by two empty tensors, `v_pred` and `ztsnr`, that it 
 pure noise; ComfyUI goes by them too. A file without them is read as `teacher_parts` says, by default as epsilon.
 """
 
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +105,10 @@ class StableDiffusionXL(StableDiffusion):
         if is_single_file(self.source):
             tensors = read_tensors(self.source)
             for place, (prefix, encoder) in enumerate(zip(self.of_text, encoders.values(), strict=True)):
-                found = {key.removeprefix(prefix): one for key, one in tensors.items() if key.startswith(prefix)}
-                if found:
-                    fill(encoder, lambda: (_open_clip if place else named_alike)(found, encoder), self.source)  # noqa: B023
+                convert = _open_clip if place else named_alike
+                held = {key.removeprefix(prefix): one for key, one in tensors.items() if key.startswith(prefix)}
+                read = partial(convert, held, encoder) if held else encoder.state_dict
+                fill(encoder, read, self.source)
         return nn.ModuleDict(encoders).requires_grad_(False).eval().to(self.device)
 
     @property
