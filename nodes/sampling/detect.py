@@ -13,7 +13,8 @@ from .files import FORMAT, PREFIX, ModelFile
 from .names import is_for_other_families, is_published_base, named_by, preset_by_name, stage_of
 from .origin import Origin, origin_of
 from .parameterization import PresetSampling
-from .presets import Preset, all_presets, changed, find_preset, read_presets, usable_presets
+from .preset import Preset, changed
+from .presets import all_presets, find_preset, read_presets, usable_presets
 
 AUTO = "auto"
 #: The row that a file of ours fills in where it names none, by family: those for one step.

@@ -22,7 +22,8 @@ from .backbones import backbone_of
 from .base import base_sampling, contradiction, on_base
 from .latent import DOWNSCALES, check_size, fitting, streams_of
 from .parameterization import PREDICTIONS, PresetSampling, formula_of, with_formula
-from .presets import Preset, usable_presets
+from .preset import Preset
+from .presets import usable_presets
 
 #: In a LATENT that is not finished: the preset that left it so.
 LEFT_NOISY = "snoopi_left_noisy_by"
