@@ -28,6 +28,7 @@ from .regions import shares
 from .rules import LARGEST_ALPHA, RULES
 from .side_stream import Call, SideStream, beside_each_other
 from .steering import Steering, installed
+from .watch import Watch
 
 #: The rule that `auto` makes adaptive: on the demo model that does half the harm at equal success (demo/rules.py).
 NASA = "nasa"
@@ -97,22 +98,35 @@ def patch(
         rule, adaptive = layout.RULE, adaptive or layout.RULE == NASA
     chosen = frozenset(chosen_blocks(blocks, list(layout.blocks(diffusion_model))))
 
-    model = model.clone()
-    negatives = {}
-    for wrapper in model.get_wrappers(WrappersMP.SAMPLER_SAMPLE, KEY):
-        negatives |= wrapper.args[0]
+    negatives = negatives_of(model)
     negatives.pop(name, None)
-    model.remove_wrappers_with_key(WrappersMP.SAMPLER_SAMPLE, KEY)
     acting = negative if acting is None else acting
     if alpha > 0 and acting:
         kept = Kept() if kept is None else kept
         negatives[name] = Negative(acting, alpha, start_percent, end_percent, chosen, norm_limit, rule, adaptive, kept)
+    return steered_by(model, negatives)
+
+
+def negatives_of(model: ModelPatcher) -> dict[str, Negative]:
+    """What a model is steered away from, by the names of the patches."""
+    found = {}
+    for wrapper in model.get_wrappers(WrappersMP.SAMPLER_SAMPLE, KEY):
+        found |= wrapper.args[0]
+    return found
+
+
+def steered_by(model: ModelPatcher, negatives: dict[str, Negative], watch: Watch | None = None) -> ModelPatcher:
+    """A clone of `model` that is steered away from these alone, and seen by `watch` meanwhile."""
+    model = model.clone()
+    model.remove_wrappers_with_key(WrappersMP.SAMPLER_SAMPLE, KEY)
     if negatives:
-        model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, functools.partial(_sample, negatives))
+        model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, functools.partial(_sample, negatives, watch))
     return model
 
 
-def _sample(negatives, executor, guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar):
+def _sample(
+    negatives, watch, executor, guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar
+):
     """SAMPLER_SAMPLE: hand every cond of the guider the payload, and this run the wrapper that uses it."""
     prepared = [
         prompt
@@ -138,7 +152,7 @@ def _sample(negatives, executor, guider, sigmas, extra_args, callback, noise, la
     comfy.patcher_extension.add_wrapper_with_key(
         WrappersMP.APPLY_MODEL,
         KEY,
-        functools.partial(_apply_model, prepared, layout, blocks_of),
+        functools.partial(_apply_model, prepared, layout, blocks_of, watch),
         extra_args["model_options"],
         is_model_options=True,
     )
@@ -146,7 +160,7 @@ def _sample(negatives, executor, guider, sigmas, extra_args, callback, noise, la
 
 
 def _apply_model(
-    prompts, layout, blocks_of, executor, x, t, c_concat, c_crossattn, control, transformer_options, **kwargs
+    prompts, layout, blocks_of, watch, executor, x, t, c_concat, c_crossattn, control, transformer_options, **kwargs
 ):
     """APPLY_MODEL: take the payload out of the call and steer the layers during it."""
     steered = kwargs.pop(STEERED, None)
@@ -161,6 +175,9 @@ def _apply_model(
     with as_known(model.diffusion_model):  # before the first block, so that no picture is steered in part
         blocks = blocks_of(model)
         steerings = [*_steerings(layout, blocks, acting, model, x, t, steered, pictures, transformer_options, conds)]
+        if watch is not None:
+            maps = watch.begin(blocks, steerings, x, steered, len(transformer_options["cond_or_uncond"]))
+            watch.places = [layout.spread(uncompiled(model.diffusion_model), x, map, conds) for map in maps]
     with installed(steerings):
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
