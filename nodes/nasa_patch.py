@@ -14,8 +14,9 @@ from .schema import advanced, schema
 
 ALPHA_TOOLTIP = (
     "How strongly the picture is steered away from the negative prompt; 0 is off. Good starting points are 0.1 for "
-    "SD 1.5, 0.2 for SD 2.1, 0.5 for SDXL and PixArt, and 1 for Flux and SD 3. Too much, and quality falls: with the "
-    "rule nasa more than 1, with difference more than 3, with vsf more than 6 is rarely of use."
+    "SD 1.5, 0.2 for SD 2.1, 0.5 for SDXL and PixArt, and 1 where prompt and picture share one attention, as in Flux "
+    "and SD 3. Too much, and quality falls: with the rule nasa more than 1, with difference more than 3, with vsf more "
+    "than 6 is rarely of use."
 )
 NEGATIVE_TOOLTIP = (
     "What should not be in the picture: a CLIP Text Encode. Weights such as (red:1.5) count; an empty box switches "

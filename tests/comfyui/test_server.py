@@ -14,7 +14,7 @@ from comfyui.serve import PACK, serve
 
 NODES = (
     "NASACrossAttentionPatch", "SNOOPIOneStepSampler", "SNOOPIModelSampling", "SNOOPIOneStepScheduler",
-    "SNOOPICheckpointLoader", "NASAAlphaSweep",
+    "SNOOPICheckpointLoader", "NASAAlphaSweep", "NASAAttentionMap",
 )  # fmt: skip
 WITH, WITHOUT = "With the negative prompt", "Without"
 DEMO_MODEL = "snoopi-shapes.safetensors"

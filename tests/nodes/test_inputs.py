@@ -73,6 +73,7 @@ def test_comfyui_loads_the_pack(pack):
         "SNOOPIOneStepScheduler": "SNOOPI One-Step Scheduler",
         "SNOOPICheckpointLoader": "SNOOPI Checkpoint Loader",
         "NASAAlphaSweep": "NASA Alpha Sweep (negative prompt)",
+        "NASAAttentionMap": "NASA Attention Map (negative prompt)",
     }
     assert not hasattr(pack.root, "NODE_CLASS_MAPPINGS")
     web = Path(pack.root.__file__).parent / pack.root.WEB_DIRECTORY
