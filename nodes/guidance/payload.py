@@ -74,17 +74,8 @@ def patch(
     Raises:
         ValueError: an input is unusable, or the model is of a family that is not supported.
     """
-    if not 0 <= alpha <= LARGEST_ALPHA:
-        raise ValueError(f"alpha is {alpha}: give a number from 0 to {LARGEST_ALPHA:g}.")
-    if not 0 <= start_percent <= end_percent <= 1:
-        raise ValueError(
-            f"start_percent is {start_percent} and end_percent {end_percent}: "
-            f"give numbers from 0 to 1, the start not after the end."
-        )
-    if rule not in (AUTO, *RULES):
-        raise ValueError(f"There is no rule called {quoted(rule)}: choose {AUTO}, {', '.join(RULES)}.")
-    if norm_limit != 0 and not 1 <= norm_limit < float("inf"):
-        raise ValueError(f"norm_limit is {norm_limit}: give a number from 1 on, such as 2.5, or 0 to switch it off.")
+    if sentence := refusal_of(alpha, start_percent, end_percent, norm_limit, rule):
+        raise ValueError(sentence)
     diffusion_model = uncompiled(model.get_model_object("diffusion_model"))
     with as_known(diffusion_model):
         layout = find_layout(diffusion_model)
@@ -105,6 +96,24 @@ def patch(
         kept = Kept() if kept is None else kept
         negatives[name] = Negative(acting, alpha, start_percent, end_percent, chosen, norm_limit, rule, adaptive, kept)
     return steered_by(model, negatives)
+
+
+def refusal_of(
+    alpha: float = 0.0, start_percent: float = 0.0, end_percent: float = 1.0, norm_limit: float = 0.0, rule: str = AUTO
+) -> str | None:
+    """What is wrong with these settings, in one sentence that names the input and the remedy; None if nothing is."""
+    if not 0 <= alpha <= LARGEST_ALPHA:  # NaN too
+        return f"alpha is {alpha}: give a number from 0 to {LARGEST_ALPHA:g}."
+    if not 0 <= start_percent <= end_percent <= 1:
+        return (
+            f"start_percent is {start_percent} and end_percent {end_percent}: "
+            f"give numbers from 0 to 1, the start not after the end."
+        )
+    if rule not in (AUTO, *RULES):
+        return f"There is no rule called {quoted(rule)}: choose {AUTO}, {', '.join(RULES)}."
+    if norm_limit != 0 and not 1 <= norm_limit < float("inf"):
+        return f"norm_limit is {norm_limit}: give a number from 1 on, such as 2.5, or 0 to switch it off."
+    return None
 
 
 def negatives_of(model: ModelPatcher) -> dict[str, Negative]:
