@@ -161,3 +161,29 @@ def test_tokens_of_a_word(pack, demo, text, word, tokens):
         assert found.sum() == 1
     else:
         assert found.nonzero().flatten().tolist() == tokens
+
+
+class WithoutWeights:
+    """Qwen-Image's own tokenizer, which weighs no words and puts a template around them; embeddings by number alone."""
+
+    BEFORE = 34  # tokens of the template that the encoder takes off again
+
+    def __init__(self):
+        import comfy.text_encoders.qwen_image
+
+        self.tokenizer = comfy.text_encoders.qwen_image.QwenImageTokenizer()
+
+    def tokenize(self, text):
+        return self.tokenizer.tokenize_with_weights(text)
+
+    def encode_from_tokens_scheduled(self, tokens):
+        numbers = torch.tensor([token for token, *_ in next(iter(tokens.values()))[0]])[self.BEFORE :]
+        return [[torch.stack([numbers.cos(), numbers.sin()], dim=-1)[None], {}]]
+
+
+@pytest.mark.parametrize(("text", "word", "tokens"), [("a red car", "red", [1]), ("red, a car, red", "red", [0, 5])])
+def test_tokens_of_a_word_where_the_encoder_weighs_none(pack, text, word, tokens):
+    clip = WithoutWeights()
+    conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+    _, found = pack.word.find(word, [text], conditioning, clip)
+    assert found.nonzero().flatten().tolist() == tokens and len(found) > len(tokens)
