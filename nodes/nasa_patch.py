@@ -35,7 +35,7 @@ class NASACrossAttentionPatch(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="NASACrossAttentionPatch",
-            display_name="NASA Cross-Attention Patch (negative prompt)",
+            display_name="NASA Cross-Attention Patch",
             category="SNOOPI",
             description=(
                 "Keeps what the negative prompt names out of the picture, also with one-step and few-step models that "

@@ -25,7 +25,7 @@ class SNOOPIOneStepSampler(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="SNOOPIOneStepSampler",
-            display_name="SNOOPI One-Step Sampler (negative prompt)",
+            display_name="SNOOPI One-Step Sampler",
             category="SNOOPI",
             description=(
                 "Makes a picture with a one-step or few-step model, from the noise and the timesteps it was trained "
