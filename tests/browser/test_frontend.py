@@ -51,7 +51,11 @@ WIDTH = """() => {
     return Math.max(...boxes.map(box => box[0] + box[2])) - Math.min(...boxes.map(box => box[0]))
 }"""
 SAYS_PRESET = """kind => app.graph._nodes.filter(node => node.type === kind).every(
-    node => node.widgets.some(widget => String(widget.value).startsWith("Preset ")))"""
+    node => node.widgets.some(widget => String(widget.value).startsWith("Running as")))"""
+BAD_BLOCKS = """() => app.graph._nodes.filter(node => node.type === "NASACrossAttentionPatch").forEach(
+    node => { node.widgets.find(widget => widget.name === "blocks").value = "in99" })"""
+SAYS = """text => app.graph._nodes.some(node => node.type.startsWith("NASA") && node.widgets.some(
+    widget => String(widget.value).replace(/\\s+/g, " ").includes(text)))"""  # lines are broken
 SMALL = """() => app.graph._nodes.filter(node => node.type === "EmptyLatentImage").forEach(
     node => node.widgets.slice(0, 2).forEach(widget => { widget.value = Math.min(widget.value, 64) }))"""
 QUEUE = """() => new Promise(resolve => {
@@ -142,6 +146,16 @@ def test_workflow(page: Page, server, path):
     assert page.evaluate(BEHIND) == []
     FOLDER.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=FOLDER / f"{path.stem}.png")
+
+
+def test_what_a_node_raises_stands_on_it(fresh: Page, server):
+    """Newer frontends show it only behind a button."""
+    path = PACK / "workflows" / "04 Stock KSampler.json"
+    fresh.evaluate(LOAD, [json.loads(path.read_text()), path.stem])
+    fresh.evaluate(SMALL)
+    fresh.evaluate(BAD_BLOCKS)
+    assert "blocks names in99, which is not a block" in fresh.evaluate(QUEUE)["error"]
+    fresh.wait_for_function(SAYS, arg="blocks names in99, which is not a block")
 
 
 def test_missing_files_are_offered_for_download(fresh: Page):

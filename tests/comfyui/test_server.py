@@ -14,7 +14,7 @@ from comfyui.serve import PACK, serve
 
 NODES = (
     "NASACrossAttentionPatch", "SNOOPIOneStepSampler", "SNOOPIModelSampling", "SNOOPIOneStepScheduler",
-    "SNOOPICheckpointLoader", "NASAAlphaSweep",
+    "SNOOPICheckpointLoader", "NASAAlphaSweep", "NASAAttentionMap",
 )  # fmt: skip
 WITH, WITHOUT = "With the negative prompt", "Without"
 DEMO_MODEL = "snoopi-shapes.safetensors"
@@ -122,8 +122,8 @@ def test_auto_says_what_it_took(server, schemas):
     said = {prompt[node_id]["class_type"]: output["text"] for node_id, output in outputs.items() if "text" in output}
     (sampler,), (loader,) = said["SNOOPIOneStepSampler"], said["SNOOPICheckpointLoader"]
     for sentence in (sampler, loader):
-        assert f"the file {DEMO_MODEL} says so itself. Timesteps 625; eps; vp noise." in sentence
-    assert sampler.endswith("NASA alpha 1.3.")
+        assert f"the file {DEMO_MODEL} says so itself). " in sentence and "timesteps 625; eps; vp noise." in sentence
+    assert "Negative strength 1.3. Preset" in sampler
 
 
 def test_corrupt_file_is_one_sentence(server, schemas, base):
@@ -213,6 +213,23 @@ def test_an_empty_sweep_is_refused_before_the_run(server, schemas, inputs, sente
     graph = workflow.load(PACK / "workflows" / f"{SWEEP}.json", schemas)
     with pytest.raises(Refused, match=sentence):
         server.queue(workflow.with_values(graph, NASAAlphaSweep=inputs))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "sentence"),
+    [
+        ({"alpha": 11}, "alpha is 11.*from 0 to 10"),
+        ({"alpha": -1}, "alpha is -1.*from 0 to 10"),
+        ({"alpha": float("nan")}, "alpha is nan.*from 0 to 10"),
+        ({"start_percent": 0.8, "end_percent": 0.2}, "start_percent is 0.8 and end_percent 0.2.*not after the end"),
+        ({"norm_limit": 0.5}, "norm_limit is 0.5.*from 1 on.*0 to switch it off"),
+        ({"rule": "none"}, "There is no rule called none: choose auto, nasa, difference, vsf"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_before_the_run(server, graph, inputs, sentence):
+    """So that ComfyUI 0.33, which hides what a node raises, shows them whole."""
+    with pytest.raises(Refused, match=f"NASACrossAttentionPatch.*{sentence}"):
+        server.queue(workflow.only(workflow.with_values(graph, NASACrossAttentionPatch=inputs), WITH))
 
 
 def test_a_sweep_can_be_cancelled_and_run_again(server, schemas):

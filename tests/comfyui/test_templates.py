@@ -111,3 +111,12 @@ def test_thumbnail_is_square_and_split(path):
     left, right = pixels[60:-60, 10 : middle - 10], pixels[60:-60, middle + 10 : -10]
     assert left.std() > 10 and right.std() > 10 and np.abs(left - right).mean() > 3
     assert path.with_suffix(".jpg").stat().st_size < 100_000
+
+
+@pytest.mark.parametrize("name", ["without_vs_with", "NASAAlphaSweep", "NASAAttentionMap"])
+def test_pictures_of_what_the_nodes_make_open_as_a_graph_where_they_are_dropped(name):
+    with Image.open(PACK / "web" / "docs" / f"{name}.png") as image:
+        inside = json.loads(image.text["workflow"])
+    graphs = [json.loads(path.read_text()) for path in WORKFLOWS]
+    assert {node["type"] for node in inside["nodes"]} in [{node["type"] for node in graph["nodes"]} for graph in graphs]
+    assert of_kind(inside, "NASA") and of_kind(inside, "Note")

@@ -30,6 +30,9 @@ SHOWN = (
     (Pair("a yellow shape", "cross"), 11),
 )
 
+#: What the right half shows, by a word of the graph's name.
+WAYS = {"CFG": ("cfg", "with CFG"), "Attention map": ("overlay", "where it acts")}
+
 
 def thumbnail(pair: Pair, without: np.ndarray, steered: np.ndarray, how: str) -> Image.Image:
     """A square with the two pictures of a batch that show the most: left without, right with the negative prompt.
@@ -65,7 +68,7 @@ def main() -> None:
         graphs = Graphs(client.object_info())
         for number, path in enumerate(sorted(WORKFLOWS.glob("*.json"))):
             pair, seed = SHOWN[0 if CHECKPOINT in path.read_text() else number % len(SHOWN)]  # the demo's own graphs
-            method, how = ("cfg", "with CFG") if "CFG" in path.stem else ("nasa", "with")
+            method, how = next((way for kind, way in WAYS.items() if kind in path.stem), ("nasa", "with"))
             made = []
             for way in ("none", method):
                 graph = graphs.of(way, pair.prompt, pair.negative, seed, 4, ALPHA)
