@@ -1,11 +1,13 @@
 """Square pictures beside the graphs in workflows/: without and with the negative prompt, by the demo model.
 
-    PYTHONPATH=tests:. build/venv/bin/python -m demo.thumbnails
+    PYTHONPATH=tests:. build/venv/bin/python -m demo.thumbnails         all of them
+    PYTHONPATH=tests:. build/venv/bin/python -m demo.thumbnails 21 22   those whose names begin so
 
 No weights of the published models can be had here, so every thumbnail says which model drew it. The seeds are chosen:
 with each, what is not wanted is in three of four pictures without the negative prompt and in none with it.
 """
 
+import sys
 import tempfile
 from pathlib import Path
 
@@ -63,8 +65,11 @@ def main() -> None:
     make_checkpoint(base / "models" / "checkpoints" / CHECKPOINT)
     with serve(base) as client:
         graphs = Graphs(client.object_info())
-        for number, path in enumerate(sorted(WORKFLOWS.glob("*.json"))):
-            pair, seed = SHOWN[0 if CHECKPOINT in path.read_text() else number % len(SHOWN)]  # the demo's own graphs
+        for path in sorted(WORKFLOWS.glob("*.json")):
+            if not path.stem.startswith(tuple(sys.argv[1:]) or ""):
+                continue
+            number = 0 if CHECKPOINT in path.read_text() else int(path.stem[:2])  # 0 for the demo's own graphs
+            pair, seed = SHOWN[number % len(SHOWN)]
             method, how = ("cfg", "with CFG") if "CFG" in path.stem else ("nasa", "with")
             made = []
             for way in ("none", method):
