@@ -7,6 +7,7 @@ from .empty_prompt import without_empty
 from .guidance.conditioning import check_conditioning
 from .guidance.layouts import text_width
 from .guidance.rules import LARGEST_ALPHA
+from .nasa_patch import NEGATIVE_TOOLTIP
 from .preset_choice import HIDDEN, preset_for, preset_input, show, tables_now
 from .quoting import printable_errors
 from .sampling.latent import checked_latent
@@ -33,7 +34,7 @@ class NASAAlphaSweep(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="A one-step or few-step model, with its LoRAs and other patches."),
                 io.Conditioning.Input("positive", tooltip="What should be in the picture: a CLIP Text Encode."),
-                io.Conditioning.Input("negative", tooltip="What should not be in the picture: a CLIP Text Encode."),
+                io.Conditioning.Input("negative", tooltip=NEGATIVE_TOOLTIP),
                 io.Latent.Input(
                     "latent_image",
                     tooltip=(

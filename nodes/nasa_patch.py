@@ -17,6 +17,10 @@ ALPHA_TOOLTIP = (
     "SD 1.5, 0.2 for SD 2.1, 0.5 for SDXL and PixArt, and 1 for Flux and SD 3. Too much, and quality falls: with the "
     "rule nasa more than 1, with difference more than 3, with vsf more than 6 is rarely of use."
 )
+NEGATIVE_TOOLTIP = (
+    "What should not be in the picture: a CLIP Text Encode. Weights such as (red:1.5) count; an empty box switches "
+    "NASA off."
+)
 
 
 class NASACrossAttentionPatch(io.ComfyNode):
@@ -36,7 +40,7 @@ class NASACrossAttentionPatch(io.ComfyNode):
                     "model",
                     tooltip=f"{MODELS_IN_WORDS}, and what is distilled from them. It is not changed itself.",
                 ),
-                io.Conditioning.Input("negative", tooltip="What should not be in the picture: a CLIP Text Encode."),
+                io.Conditioning.Input("negative", tooltip=NEGATIVE_TOOLTIP),
                 io.Float.Input("alpha", default=0.5, min=0.0, max=LARGEST_ALPHA, step=0.01, tooltip=ALPHA_TOOLTIP),
                 io.Float.Input(
                     "start_percent",

@@ -10,7 +10,7 @@ from .guidance.kept import kept_for_clones
 from .guidance.layouts import text_width
 from .guidance.payload import AUTO, patch
 from .guidance.rules import LARGEST_ALPHA
-from .nasa_patch import ALPHA_TOOLTIP
+from .nasa_patch import ALPHA_TOOLTIP, NEGATIVE_TOOLTIP
 from .preset_choice import HIDDEN, preset_for, preset_input, show, steps_input, tables_now
 from .quoting import printable_errors
 from .sampling.detect import alpha_of
@@ -55,7 +55,7 @@ class SNOOPIOneStepSampler(io.ComfyNode):
                 io.Conditioning.Input(
                     "negative",
                     optional=True,
-                    tooltip="What should not be in the picture: a CLIP Text Encode. Leave it unconnected for none.",
+                    tooltip=f"{NEGATIVE_TOOLTIP} Leave it unconnected for none.",
                 ),
                 io.Float.Input(
                     "alpha",

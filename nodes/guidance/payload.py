@@ -174,7 +174,7 @@ def _steerings(layout, blocks, acting, model, x, t, steered, pictures, transform
         for strength in _strengths(acting, steered.to(x.device, non_blocking=True))
     ]
     projections = [prompt.projection(layout, blocks, model, t, pictures, transformer_options) for prompt in prompts]
-    if hasattr(layout, "alone"):
+    if hasattr(layout, "TEXT_FIRST"):  # joint attention
         call = Call(layout, diffusion_model, x, conds, steered, transformer_options)
         streams = [
             SideStream(prompt.negative, projection.text, strength, call)

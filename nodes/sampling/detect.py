@@ -17,7 +17,7 @@ from .presets import Preset, all_presets, changed, find_preset, read_presets, us
 
 AUTO = "auto"
 #: The row that a file of ours fills in where it names none, by family: those for one step.
-ONE_STEP = {"SD 1.x": "sd", "SD 2.x": "sd", "SDXL": "sd", "PixArt": "pixart"}
+ONE_STEP = {"SD 1.x": "sd", "SD 2.x": "sd", "SDXL": "sd", "PixArt": "pixart", "SD 3.x": "pg-sb-sd3"}
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
 

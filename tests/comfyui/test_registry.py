@@ -23,7 +23,7 @@ def packed():
 
 
 def test_archive_holds_everything_that_comfyui_reads(packed):
-    folders = ("nodes", "web", "docs", "workflows", "subgraphs")
+    folders = ("nodes", "web", "docs", "locales", "workflows", "subgraphs")
     needed = {name for name in tracked(*folders) if not name.startswith("workflows/9")}
     assert needed and needed | {"__init__.py", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"} <= packed
 

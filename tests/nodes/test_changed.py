@@ -34,6 +34,7 @@ CHANGED = [
     ("HunyuanImage 2.1", "txt_in", "input_embedder"),
     ("AuraFlow", "", "single_layers"),
     ("AuraFlow", "", "cond_seq_linear"),
+    ("HiDream-O1", "", "visual"),
     ("Ideogram 4", "", "llm_cond_proj"),
     ("Boogu", "", "double_stream_layers"),
     ("Wan 2.1 T2V", "", "text_embedding"),
@@ -102,7 +103,12 @@ def test_a_negative_of_another_encoder_or_without_pooled_vector_is_refused(pack,
 
 @pytest.mark.parametrize(
     "name, missing",
-    [("Mochi", "attention_mask"), ("HiDream-I1", "pooled_output"), ("HiDream-I1", "conditioning_llama3")],
+    [
+        ("Mochi", "attention_mask"),
+        ("HiDream-I1", "pooled_output"),
+        ("HiDream-I1", "conditioning_llama3"),
+        ("HiDream-O1", "text_input_ids"),
+    ],
 )
 def test_a_negative_without_what_else_its_model_reads_is_refused(pack, name, missing):
     ((embedding, options),) = conditioning(name, 2)

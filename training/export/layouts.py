@@ -4,10 +4,11 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..networks.backbones import LatentDiffusion
-from .families import PIXART, SD2, Family, Layout, family_of
+from .families import PIXART, SD2, SD3, Family, Layout, family_of
 from .lora import kohya_lora, peft_lora
 from .pixart import pixart_state
 from .stable_diffusion import UNET, stable_diffusion_checkpoint, unet_state
+from .stable_diffusion3 import stable_diffusion3_checkpoint, transformer_state
 
 V_BIAS = "output_blocks.11.1.transformer_blocks.0.norm1.bias"  # by which ComfyUI tells eps from v in SD 2.x
 V_SPREAD = 0.09
@@ -15,17 +16,24 @@ V_SPREAD = 0.09
 
 def network_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A denoiser alone, as ComfyUI's Load Diffusion Model and diffusers read it."""
-    return pixart_state(state) if family_of(state) is PIXART else unet_state(state)
+    convert = {PIXART: pixart_state, SD3: transformer_state}.get(family_of(state), unet_state)
+    return convert(state)
 
 
 def checkpoint_tensors(state: dict[str, Tensor], backbone: LatentDiffusion) -> dict[str, Tensor]:
     """Denoiser, autoencoder and text encoder as ComfyUI's Load Checkpoint reads them (Stable Diffusion)."""
+    if family_of(state) is SD3:
+        encoders = {folder: encoder.state_dict() for folder, encoder in backbone.text_encoder.items()}
+        factors = backbone.vae.config.scaling_factor, backbone.vae.config.shift_factor or 0.0
+        return stable_diffusion3_checkpoint(state, backbone.vae.state_dict(), encoders, *factors)
     vae, text_encoder = backbone.vae.state_dict(), backbone.text_encoder.state_dict()
     return stable_diffusion_checkpoint(state, vae, text_encoder, backbone.vae.config.scaling_factor)
 
 
 def lora_tensors(state: dict[str, Tensor], family: Family, scale: float) -> dict[str, Tensor]:
     """A LoRA as ComfyUI's Load LoRA reads it, and diffusers (Stable Diffusion) or peft (PixArt)."""
+    if family is SD3:
+        return peft_lora(state, scale, "transformer.")
     return peft_lora(state, scale) if family is PIXART else kohya_lora(state, scale)
 
 
@@ -42,7 +50,9 @@ def chosen_layout(layout: Layout | None, family: Family, lora: bool) -> Layout:
 
 
 def comfyui_prediction(tensors: dict[str, Tensor], family: Family) -> tuple[str, str]:
-    """What ComfyUI's stock loaders will take the file for, epsilon or v_prediction; and by what."""
+    """What ComfyUI's stock loaders will take the file for, epsilon, v_prediction or flow-; and by what."""
+    if family is SD3:
+        return "flow-", f"it takes every {family.name} for that"
     if family is not SD2:
         return "epsilon", f"it takes every {family.name} for that"
     bias = tensors.get(UNET + V_BIAS)

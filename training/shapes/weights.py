@@ -13,10 +13,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import UserError, quoted
-from ..export.metadata import metadata
+from ..export.metadata import model_spec, our_keys
 from ..export.stable_diffusion import TEXT, UNET, VAE, stable_diffusion_checkpoint
 from ..files import atomic_file
-from ..recipe.config import load
+from ..recipe.config import digest, load
 from . import autoencoder, teacher, text
 
 CONFIG = Path(__file__).parents[1] / "configs" / "shapes.yaml"
@@ -75,7 +75,9 @@ def random_parts(seed: int = 0) -> dict[str, torch.Tensor]:
 def write_checkpoint(output: Path, untrained: bool = False, folder: Path = FOLDER) -> Path:
     """The single-file SD 1.5 checkpoint, half precision. Raises UserError."""
     if untrained:
-        state, described = random_parts(), metadata(load(CONFIG), "untrained", "32x32")
+        state, config = random_parts(), load(CONFIG)
+        described = model_spec("untrained", "32x32", "checkpoint", config.start)
+        described |= our_keys(config.backbone, config.teacher, config.kappa, digest(config), config.start)
     else:
         state, described = {}, {}
         for name in PARTS:

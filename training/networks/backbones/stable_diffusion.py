@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ...errors import UserError, quoted, quoted_value
-from ..text import Text
+from ..text import Text, TextShape
 from .latent_diffusion import LatentDiffusion
 from .sources import fill, load_network, load_tokenizer, read_tensors
 
@@ -72,8 +72,8 @@ class StableDiffusion(LatentDiffusion):
         return 2 ** (len(self.network.config.block_out_channels) - 1)
 
     @property
-    def text_shape(self) -> tuple[int, int, bool]:
-        return 77, self.network.config.cross_attention_dim, False
+    def text_shape(self) -> TextShape:
+        return TextShape(77, self.network.config.cross_attention_dim)
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Text:
