@@ -38,6 +38,15 @@ def test_the_beginners_graph_is_the_first_and_a_short_one():
     assert len({path.stem[:2] for path in WORKFLOWS}) == len(WORKFLOWS)
 
 
+def test_the_most_used_few_step_models_have_one():
+    presets = {node["widgets_values"][2] for path in WORKFLOWS for node in json.loads(path.read_text())["nodes"]
+               if node["type"] == "SNOOPIOneStepSampler"}  # fmt: skip
+    assert presets >= {
+        "flux-schnell", "flux2-klein", "z-image-turbo", "qwen-image-lightning-4step", "sd35-turbo", "ltx2-distilled",
+        "wan22-lightx2v-high-noise", "wan22-lightx2v-low-noise", "krea2-turbo", "anima-turbo", "auto",
+    }  # fmt: skip
+
+
 @every
 def test_name_is_short_and_numbered(path):
     assert re.fullmatch(r"\d\d [^()]{3,29}", path.stem)
