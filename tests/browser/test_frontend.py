@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -16,6 +17,7 @@ DEMO_MODEL = "snoopi-shapes.safetensors"
 PUBLISHED = "sd_turbo.safetensors"  # of the teaching graphs; the tests put the demo model in its place
 LOADERS = {"CheckpointLoaderSimple", "UNETLoader", "CLIPLoader", "DualCLIPLoader", "TripleCLIPLoader", "VAELoader",
            "LoraLoaderModelOnly", "LTXAVTextEncoderLoader", "LTXVAudioVAELoader"}  # fmt: skip
+STEERED = "With the negative prompt"
 NEWER_NODES = {"29 LTX-2 distilled, 8 steps": "LTXAVTextEncoderLoader"}  # what a ComfyUI that cannot open it lacks
 READY = "() => window.app?.extensionManager && window.LiteGraph?.registered_node_types['SNOOPIOneStepSampler']"
 LOAD = """async ([graph, name]) => {
@@ -97,6 +99,14 @@ def frontend(address: str):
         page.goto(address)
         page.wait_for_function(READY)
         yield page
+
+
+def open_templates(page: Page):
+    """The frontend's list of templates, at those of this pack."""
+    page.get_by_role("button", name=re.compile("^Templates")).first.click()
+    page.get_by_text("Extensions", exact=True).last.click()
+    page.get_by_text("ComfyUI-SNOOPI", exact=True).first.click()
+    page.get_by_test_id("template-workflow-01 Negative prompt in one step").wait_for()
 
 
 @pytest.fixture(scope="module")
@@ -183,3 +193,19 @@ def test_blueprint_is_found_by_its_name_placed_and_makes_a_picture(fresh: Page, 
     output = fresh.evaluate(QUEUE)
     assert output.get("images"), output
     fresh.screenshot(path=FOLDER / f"{path.stem}.png")
+
+
+def test_from_an_installed_pack_to_a_steered_picture_in_five_clicks(fresh: Page, server):
+    """The browser counts the clicks; the demo model is in its place."""
+    name = "91 Demo model, with and without"
+    fresh.evaluate("() => addEventListener('click', event => { window.clicks = (window.clicks ?? 0) + 1 }, true)")
+    started = time.monotonic()
+    open_templates(fresh)
+    fresh.get_by_test_id(f"template-workflow-{name}").click()
+    fresh.wait_for_function(f"() => app.graph._nodes.some(node => node.title === {json.dumps(STEERED)})")
+    fresh.get_by_test_id("queue-button").first.click()
+    fresh.wait_for_function(f"() => app.graph._nodes.find(node => node.title === {json.dumps(STEERED)}).imgs?.length")
+    print(f"{fresh.evaluate('() => window.clicks')} clicks, {time.monotonic() - started:.0f} s")
+    assert fresh.evaluate("() => window.clicks") == 5
+    assert time.monotonic() - started < 120
+    fresh.screenshot(path=FOLDER / "Five clicks.png")

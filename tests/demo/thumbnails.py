@@ -50,12 +50,13 @@ def thumbnail(pair: Pair, without: np.ndarray, steered: np.ndarray, how: str) ->
     half = SIDE // 2
     for column, (pictures, head) in enumerate(((without, "without"), (steered, how))):
         middle = column * half + half // 2
-        draw.text((middle, BAR // 2), head, INK, font(24), anchor="mm")
+        draw.text((middle, SIDE - BAR // 2), head, INK, font(24), anchor="mm")
         for row, number in enumerate(chosen):
             large = Image.fromarray(pictures[number]).resize((PICTURE, PICTURE), Image.Resampling.BICUBIC)
             square.paste(large, (middle - PICTURE // 2, BAR + row * PICTURE))
     draw.line((half, BAR, half, SIDE - BAR), QUIET, 2)
-    draw.text((half, SIDE - BAR // 2), f"not: {pair.negative}   (demo model)", QUIET, font(20), anchor="mm")
+    # The frontend lays a badge over the upper left corner.
+    draw.text((SIDE - BAR // 2, BAR // 2), f"not: {pair.negative}  (demo model)", QUIET, font(20), anchor="rm")
     return square
 
 
