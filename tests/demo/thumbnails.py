@@ -33,6 +33,15 @@ SHOWN = (
 )
 
 
+def best(pair: Pair, without: np.ndarray, steered: np.ndarray) -> list[int]:
+    """The numbers of the pictures of a batch, those that show the most first; uint8 [batch, height, width, 3]."""
+    effect = [
+        (not absent(before, pair.negative)) + kept(after, pair.prompt)
+        for before, after in zip(read(without), read(steered), strict=True)
+    ]
+    return sorted(range(len(effect)), key=lambda number: -effect[number])
+
+
 def thumbnail(pair: Pair, without: np.ndarray, steered: np.ndarray, how: str) -> Image.Image:
     """A square with the two pictures of a batch that show the most: left without, right with the negative prompt.
 
@@ -40,11 +49,7 @@ def thumbnail(pair: Pair, without: np.ndarray, steered: np.ndarray, how: str) ->
         without, steered: uint8 [batch, height, width, 3], the same noises.
         how: the heading of the right half.
     """
-    effect = [
-        (not absent(before, pair.negative)) + kept(after, pair.prompt)
-        for before, after in zip(read(without), read(steered), strict=True)
-    ]
-    chosen = sorted(range(len(effect)), key=lambda number: -effect[number])[:2]
+    chosen = best(pair, without, steered)[:2]
     square = Image.new("RGB", (SIDE, SIDE), PAPER)
     draw = ImageDraw.Draw(square)
     half = SIDE // 2
