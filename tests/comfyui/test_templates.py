@@ -66,6 +66,14 @@ def test_at_most_1500_pixels_wide(graph):
 
 
 @every
+def test_nothing_overlaps_in_nodes_2_0_where_no_node_is_narrower_than_225_pixels(graph):
+    boxes = [(*node["pos"], max(node["size"][0], 225), node["size"][1]) for node in graph["nodes"]]
+    for number, (x, y, width, height) in enumerate(boxes):
+        for left, top, across, down in boxes[:number]:
+            assert x >= left + across or left >= x + width or y - 30 >= top + down or top - 30 >= y + height
+
+
+@every
 def test_every_node_but_the_note_lies_in_one_numbered_group(graph):
     groups = [(group["title"], *group["bounding"]) for group in graph["groups"]]
     assert [title[0] for title, *_ in sorted(groups)] == [str(number) for number in range(1, len(groups) + 1)]

@@ -74,9 +74,9 @@ def main() -> None:
         for path in sorted(WORKFLOWS.glob("*.json")):
             if not path.stem.startswith(tuple(sys.argv[1:]) or ""):
                 continue
-            number = 0 if CHECKPOINT in path.read_text() else int(path.stem[:2])  # 0 for the demo's own graphs
-            pair, seed = SHOWN[number % len(SHOWN)]
             method, how = ("cfg", "with CFG") if "CFG" in path.stem else ("nasa", "with")
+            is_demos = CHECKPOINT in path.read_text() or method == "cfg"  # with red all of them show something
+            pair, seed = SHOWN[0 if is_demos else int(path.stem[:2]) % len(SHOWN)]
             made = []
             for way in ("none", method):
                 graph = graphs.of(way, pair.prompt, pair.negative, seed, 4, ALPHA)
