@@ -32,6 +32,9 @@ SHOWN = (
     (Pair("a yellow shape", "cross"), 11),
 )
 
+#: What the right half shows, by a word of the graph's name.
+WAYS = {"CFG": ("cfg", "with CFG"), "Attention map": ("overlay", "where it acts")}
+
 
 def best(pair: Pair, without: np.ndarray, steered: np.ndarray) -> list[int]:
     """The numbers of the pictures of a batch, those that show the most first; uint8 [batch, height, width, 3]."""
@@ -74,7 +77,7 @@ def main() -> None:
         for path in sorted(WORKFLOWS.glob("*.json")):
             if not path.stem.startswith(tuple(sys.argv[1:]) or ""):
                 continue
-            method, how = ("cfg", "with CFG") if "CFG" in path.stem else ("nasa", "with")
+            method, how = next((way for kind, way in WAYS.items() if kind in path.stem), ("nasa", "with"))
             is_demos = CHECKPOINT in path.read_text() or method == "cfg"  # with red all of them show something
             pair, seed = SHOWN[0 if is_demos else int(path.stem[:2]) % len(SHOWN)]
             made = []
