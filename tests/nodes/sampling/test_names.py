@@ -48,6 +48,6 @@ def test_auto_takes_the_preset_that_a_template_names(sampling, path):
     files = [(str(value), "Lora" in node["type"]) for node in nodes if "Loader" in node["type"]
              for value in node["widgets_values"]]  # fmt: skip
     for name in chosen - NOT_BY_NAME:
-        named = [sampling.names.preset_by_name(file, family, is_lora).row
+        named = [sampling.names.preset_by_name(file, family, is_lora)
                  for file, is_lora in files for family in rows[name].backbones]  # fmt: skip
-        assert name in [row.name for row in named if row]
+        assert name in [found.row.name for found in named if found.row and not found.word]
