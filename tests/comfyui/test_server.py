@@ -104,7 +104,8 @@ def test_every_template_says_which_files_go_where(schemas, path):
 
 def options_of(schema, name):
     """What a combo offers; None for another input."""
-    kind, *rest = (schema["input"]["required"] | schema["input"].get("optional", {}))[name]
+    inputs = schema["input"]["required"] | schema["input"].get("optional", {})
+    kind, *rest = inputs.get(name, [None])  # None: an input that an option of a combo brings
     return kind if isinstance(kind, list) else rest[0].get("options") if kind == "COMBO" else None
 
 
