@@ -52,7 +52,8 @@ def random_parts(seed: int = 0) -> dict[str, torch.Tensor]:
 def write_checkpoint(output: Path, untrained: bool = False, folder: Path = FOLDER) -> Path:
     """The single-file SD 3 checkpoint with CLIP-L alone, half precision. Raises UserError."""
     if untrained:
-        state, described = random_parts(), shared.described_untrained(load(CONFIG), "64x64", family=SD3, prediction="flow-")
+        state = random_parts()
+        described = shared.described_untrained(load(CONFIG), "64x64", family=SD3, prediction="flow-")
     else:
         state, described = shared.read_parts(PARTS, folder)
     return shared.put_together(output, state, described, f"{TEXT['text_encoder']}text_model.")
