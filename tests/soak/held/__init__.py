@@ -1,6 +1,6 @@
-"""A route for the soak: GET /soak/held gives the MB that the server holds once its worker has done what POST /free asks
-for, garbage is collected, and the C library has handed back what was freed: else a heap in pieces looks like memory that
-someone holds, and so does a model that a busy server has not come to unload."""
+"""A route for the soak: GET /soak/held gives the MB that the server holds once its worker has done what POST /free
+asks for, garbage is collected, and the C library has handed back what was freed: else a heap in pieces looks like
+memory that someone holds, and so does a model that a busy server has not come to unload."""
 
 import asyncio
 import ctypes
