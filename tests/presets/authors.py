@@ -229,10 +229,10 @@ def even(count):
 AUTHORS = {
     "sd": eps(999),
     "snoopi-shapes": eps(625, vp=True),
+    "snoopi-portraits": flow_from(720),
     "pg-sb-sd15": eps(999, hard_coded=0.0047),
     "pg-sb-sd21": eps(999, hard_coded=0.0047),
     "pg-sb-pixart": eps(999, ACP_PIXART),
-    "snoopi-portraits": flow_from(720),
     "pg-sb-sd3": flow_from(720),
     "pixart": eps(999, ACP_PIXART),
     "swiftbrush": eps(999, hard_coded=0.0047),
