@@ -9,6 +9,7 @@ import pytest
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy_api.torch_helpers import set_torch_compile_wrapper
+from torch._inductor.compile_fx import compile_fx
 
 
 @pytest.fixture
@@ -21,17 +22,21 @@ def graphs():
 
 @pytest.fixture
 def compiled(graphs):
-    """compiled(model) -> a clone that torch.compile traces."""
+    """compiled(model, inductor=False) -> a clone that torch.compile traces, and compiles too if by inductor."""
 
-    def backend(graph, inputs):
+    def eager(graph, inputs):
         graphs.append(graph)
         return graph.forward
+
+    def by_inductor(graph, inputs):
+        graphs.append(graph)
+        return compile_fx(graph, inputs)
 
     def no_guard_on_options(guards):
         return ["transformer_options" not in guard.name for guard in guards]
 
-    def compiled(model):
-        model = model.clone()
+    def compiled(model, inductor=False):
+        model, backend = model.clone(), by_inductor if inductor else eager
         set_torch_compile_wrapper(model, backend=backend, options={"guard_filter_fn": no_guard_on_options})
         return model
 
@@ -45,7 +50,7 @@ def with_replacement(model):
     def replacement(q, k, v, extra_options):
         return optimized_attention(q, k, v, extra_options["n_heads"]) + 0.3 * q
 
-    for place in (("input", 1), ("middle", 0), ("output", 0), ("output", 1)):
+    for place in (("middle", 0), ("output", 0)):
         model.set_model_attn2_replace(replacement, *place)
     return model
 
@@ -71,27 +76,29 @@ def test_on_off_and_alpha_on_one_compiled_network(
     off = check(0.0)
     on = check(0.5)
     assert on > off > 0
-    assert check(0.9) == check(0.9, seed=3) == on
+    assert check(0.9, seed=3) == on
     again = check(0.0)
     assert again <= on + replaced  # one graph more where a block was traced with and without
-    assert check(0.5, compiled_first=False) == check(0.0) == check(0.7) == again
+    assert check(0.7, compiled_first=False) == again
 
 
 @pytest.mark.parametrize(
-    "name, rule, adaptive", [("Flux schnell", "difference", True), ("SD 3.5 medium", "nasa", False)]
+    "name, rule, adaptive, inductor",
+    [("SD 3.5 medium", "nasa", False, False), ("Flux schnell", "difference", True, True)],
 )
-def test_joint_attention_on_one_compiled_network(pack, graphs, compiled, name, rule, adaptive):
+def test_joint_attention_on_one_compiled_network(pack, graphs, compiled, name, rule, adaptive, inductor):
     """No graph more for another alpha or prompt, or for going and coming back."""
-    model, positive = families.build(name), families.conditioning(name, 1)
+    model, positive, bar = families.build(name), families.conditioning(name, 1), 1e-4 if inductor else 1e-5
 
     def check(alpha, seed=2):
         negative = families.conditioning(name, seed, tokens=9)
         patched = pack.payload.patch(model, negative, alpha, rule=rule, adaptive=adaptive)
-        expected, result = (families.sample(name, m, positive, steps=1, batch=1) for m in (patched, compiled(patched)))
-        assert (result - expected).abs().max() < 1e-5 * expected.abs().max()
+        models = patched, compiled(patched, inductor)
+        expected, result = (families.sample(name, model, positive, steps=1, batch=1) for model in models)
+        assert (result - expected).abs().max() < bar * expected.abs().max()
         return len(graphs)
 
     off = check(0.0)
     on = check(0.5)
     assert on > off > 0
-    assert check(0.9, seed=3) == check(0.0) == check(0.7) == on
+    assert check(0.9, seed=3) == check(0.0) == on
