@@ -708,10 +708,14 @@ def _seconds(config):
     return {f"conditioner.conditioners.{name}.{key}": weights[key] for name in names for key in weights}
 
 
-def build(name):
-    """The family's ModelPatcher, fp32 on the CPU; skips the test where this ComfyUI has no such family."""
+def build(name, **narrower):
+    """The family's ModelPatcher, fp32 on the CPU; skips the test where this ComfyUI has no such family.
+
+    Args:
+        narrower: of its network's arguments, those to change.
+    """
     family = ALL[name]
-    model = make_patcher(family.config, family.unet)
+    model = make_patcher(family.config, family.unet | narrower)
     network = model.model.diffusion_model
     newer = [part for argument, part in NEWER.items() if argument in family.unet]
     if not all(hasattr(network, part) for part in newer):
