@@ -96,7 +96,7 @@ def flux(
     still = at(0 * timestep) if ref_latents_method == "index_timestep_zero" else vector
     negatives = steer.contexts
     if params.global_modulation:  # Flux 2, whose prompts ComfyUI fills up to 512 tokens on the left
-        negatives = [torch.nn.functional.pad(text, (0, 0, 512 - text.shape[1], 0)) for text in negatives]
+        negatives = [torch.nn.functional.pad(text, (0, 0, max(512 - text.shape[1], 0), 0)) for text in negatives]
     texts = [network.txt_in(text.expand(len(x), -1, -1)) for text in (context, *negatives)]
 
     def text_ids(text):
