@@ -40,8 +40,8 @@ NARROW = {
 }  # fmt: skip
 FAMILIES = {
     "SD 1.5": ("SD15", {"context_dim": 24, "use_linear_in_transformer": False}),
-    "one level": ("SD15", {"context_dim": 24, "channel_mult": [1], "num_res_blocks": [1], "transformer_depth": [1],
-                           "transformer_depth_output": [1, 1], "use_linear_in_transformer": False}),
+    "one level": ("SD15", {"context_dim": 24, "channel_mult": [1], "num_res_blocks": [0], "transformer_depth": [],
+                           "transformer_depth_output": [1], "use_linear_in_transformer": False}),
     "SD 2.1": ("SD20", {"context_dim": 32, "model_channels": 64, "use_linear_in_transformer": True}),
     "SDXL": (
         "SDXL",
