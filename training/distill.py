@@ -36,8 +36,9 @@ from .networks.teachers import Teachers
 from .prompts.embeddings import PromptEmbeddings
 from .prompts.encode import EncodedPrompts, extra_texts
 from .prompts.read import read_prompts
-from .prompts.repeats import few_prompts
+from .prompts.repeats import LISTS, NEGATIVE_LISTS, few_prompts
 from .recipe.config import Config, flat
+from .recipe.savings import remedies
 from .run import checkpoint as checkpoints
 from .run.folder import find_saved, write_config
 from .run.machine import (
@@ -198,6 +199,7 @@ def open_run(config: Config, resume: bool, stop: Callable[[], bool], accelerator
 
     backbone = load_backbone(config.backbone, config.teacher, device, config.teacher_parts)
     shape = backbone.latent_shape(config.latent_size)
+    backbone.check_start(config.start.timestep, config.start.noise)
     backbone.check_timesteps(latest_timesteps(config, last=len(backbone.alphas) - 1))
     embeddings = embeddings_of(config, backbone, prompts, stop)
     clip = ClipEmbeddings(config.clip, backbone) if config.clip else None
@@ -222,7 +224,8 @@ def open_run(config: Config, resume: bool, stop: Callable[[], bool], accelerator
     teachers.trained = accelerator.prepare(teachers.network)
     averaging = sharded or accelerator.is_main_process  # where all hold the same weights, the first process alone
     trained = Trained(student, teachers, config.student, config.lora, config.optimizer, averaging)
-    check_memory(config, device, trained.weights["student"] + trained.weights["lora"])
+    weights = trained.weights["student"] + trained.weights["lora"]
+    check_memory(config.optimizer, device, weights, remedies(config))
 
     first, pairs = saved.state["step"] if saved else 0, None
     if first < config.warm_steps:
@@ -247,8 +250,11 @@ def read_lists(config: Config, accelerator: Accelerator) -> tuple[list[str], lis
         prompts = read_prompts(config.prompts, config.prompt_column, config.skip_bad_prompts)
         negatives = read_prompts(config.nasa.prompts) if config.nasa else []
     if accelerator.is_main_process:
-        odd = unequal_scales(config.cfg_on, config.kappa, config.fixed_kappa)
-        for sentence in [odd] * bool(odd) + few_prompts(config, prompts, negatives):
+        odd = [unequal_scales(config.cfg_on, config.kappa, config.fixed_kappa)]
+        odd.append(few_prompts(config.prompts, len(prompts), config.samples, LISTS))
+        if config.nasa:
+            odd.append(few_prompts(config.nasa.prompts, len(negatives), config.samples, NEGATIVE_LISTS))
+        for sentence in filter(None, odd):
             print(f"warning: {sentence}", file=sys.stderr)
     return prompts, negatives
 

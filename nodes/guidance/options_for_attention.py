@@ -12,7 +12,7 @@ from collections.abc import Callable
 CALLED = "optimized_attention"
 
 
-def handed(arguments: dict) -> dict:
+def handed(arguments: dict, call) -> dict:
     """The arguments of such a block's forward, by name, from those and transformer_options."""
     options = arguments.pop("transformer_options")
     return arguments | {"attention_mask": (arguments.get("attention_mask"), options)}

@@ -27,8 +27,12 @@ of what takes the place of the text's last tokens there; instead of keys_values,
                                     those of the text are taken. A block of two streams gets `no_picture`
     text_of(block, returned)        the text in what the block's forward returns
     forwards = side_stream.forwards
+    TEXT_SEES_PICTURE               False only where text sees itself alone, and what the picture sees of it is the same
+                                    in every call: `text` then is a tuple of every block's keys and values, each
+                                    [batch, 2, heads, tokens, channels], and there is no positions, alone and text_of
     POSITIONAL                      only where a block's forward takes *args: the names of those
-    handed(arguments)               only where a block's forward takes no transformer_options: options_for_attention's
+    handed(arguments, call)         only where a block's forward takes no transformer_options: what it is called with
+                                    to bring them to its attention, as options_for_attention's
     AMONG_THE_PICTURE               only where a cond puts tokens among the picture's: its name; `spread` knows where
 """
 
@@ -92,11 +96,15 @@ class SideStream:
         self.rule, self.adaptive = negative.rule, negative.adaptive
         batch = len(call.steered)
         texts = text if isinstance(text, tuple) else (text,)
-        text, *self.to_come = (rows(part, batch, call.chunks)[call.rows(batch)[0]] for part in texts)
+        texts = [rows(part, batch, call.chunks)[call.rows(batch)[0]] for part in texts]
+        self.alpha, self.keys = alpha, None
+        if not getattr(call.layout, "TEXT_SEES_PICTURE", True):
+            self.keys = [Keys(*part.unbind(1)) for part in texts]
+            return
+        text, *self.to_come = texts
         self.positions = call.layout.positions(call.model, text.shape[1], call)
         # A row for each that is steered, and a copy, as blocks may write into it.
         self.text = text.clone(memory_format=torch.contiguous_format)
-        self.alpha = alpha
 
 
 class JointSteering:
@@ -105,28 +113,32 @@ class JointSteering:
     Args:
         call: the model's.
         layer: the block.
+        place: its place among the blocks.
         streams: of every negative that acts here or in a later block, and whether it acts here.
     """
 
-    def __init__(self, call, layer, streams):
-        self.call, self.layout, self.layer, self.streams = call, call.layout, layer, streams
+    def __init__(self, call, layer, place, streams):
+        self.call, self.layout, self.layer, self.place, self.streams = call, call.layout, layer, place, streams
         self.names = _names(type(layer), getattr(call.layout, "POSITIONAL", ()))
         self.norm_limit = min((s.norm_limit for s, acts in streams if acts and s.norm_limit), default=0.0)
+        self.watch = None
 
     def forwards(self):
         return self.layout.forwards(self.layer)
 
     def steer(self, given, again, attention, q, k, v) -> torch.Tensor:
         """Z of all tokens, [batch, tokens, heads, channels]; the negatives' texts become the next block's."""
-        batch, tokens = q.shape[0], q.shape[attention.tokens]
-        text, image = self._places(self.layout.text_tokens(self.layer, given, self.call), tokens)
+        batch, tokens, keys = q.shape[0], q.shape[attention.tokens], k.shape[attention.tokens]
+        text, image = self._places(self.layout.text_tokens(self.layer, given, self.call), keys)
         if text.start == text.stop or image.start == image.stop:
             return attention(q, k, v, mask=attention.mask)
         index, others = self.call.rows(batch)
-        picture = slice(image.start + self.call.picture.start, image.start + self.call.picture.stop)
         prompt_keys, image_keys = (
             Keys(attention.part(k[index], where), attention.part(v[index], where), where) for where in (text, image)
         )
+        if tokens < keys:  # text has no queries here
+            text, image = slice(0, 0), slice(0, tokens)
+        picture = slice(image.start + self.call.picture.start, image.start + self.call.picture.stop)
         negatives = [self._pass(stream, given, again, attention, image_keys, batch) for stream, _ in self.streams]
         acting = [
             (stream, keys, rows(stream.alpha, batch, self.call.chunks)[index].unsqueeze(-1))
@@ -143,9 +155,11 @@ class JointSteering:
         else:
             images = Queries(attention.part(q[index], image), index, image)
             parts = [attention.apart(images, keys) for keys in (image_keys, prompt_keys)]
-            z_text = attention(attention.part(q[index], text), k[index], v[index])
-            z = z_text.new_empty(batch, tokens, *z_text.shape[2:])
-            z[index, text], z[index, image] = z_text, parts[0].joined(parts[1]).z
+            z_image = parts[0].joined(parts[1]).z
+            z = z_image.new_empty(batch, tokens, *z_image.shape[2:])
+            z[index, image] = z_image
+            if text.start < text.stop:
+                z[index, text] = attention(attention.part(q[index], text), k[index], v[index])
             if others is not None:
                 z[others] = attention(q[others], k[others], v[others])
             parts = [part.of(self.call.picture) for part in parts]
@@ -153,7 +167,12 @@ class JointSteering:
         negatives = [
             (sight, alpha, stream.rule, stream.adaptive) for sight, (stream, _, alpha) in zip(seen, acting, strict=True)
         ]
-        z[index, picture] = steer_away(z[index, picture], negatives, self.norm_limit)
+        away = steer_away(z[index, picture], negatives, self.norm_limit)
+        if self.watch is not None:
+            places = [rows(place, batch, self.call.chunks)[index].squeeze(-1) for place in self.watch.places]
+            call = attention, queries, acting[0][1], image_keys
+            self.watch.saw(self.layer, lambda: call, z[index, picture], away, places)
+        z[index, picture] = away
         return z
 
     def _places(self, text: int, tokens: int) -> tuple[slice, slice]:
@@ -164,6 +183,8 @@ class JointSteering:
 
     def _pass(self, stream, given, again, attention, image_keys, batch) -> Keys:
         """K- and V- of this block; the stream's text becomes the next block's."""
+        if stream.keys is not None:
+            return stream.keys[self.place]
         (index, others), length, found = self.call.rows(batch), stream.text.shape[1], []
 
         def override(function, q, k, v, *arguments, **more):
@@ -193,10 +214,10 @@ def beside(block, *args, **kwargs):
     nasa, forward = block.nasa, block.nasa_before
     given = dict(zip(nasa.names, args, strict=False)) | kwargs
     options = given.get("transformer_options") or {}
-    asked, handed = [], getattr(nasa.layout, "handed", dict)
+    asked, handed = [], getattr(nasa.layout, "handed", None)
 
     def again(changes):
-        changed = handed(given | changes)
+        changed = given | changes if handed is None else handed(given | changes, nasa.call)
         return forward(*[changed.pop(name) for name in nasa.names[: len(args)]], **changed)
 
     def override(function, q, k, v, *arguments, **more):
@@ -221,7 +242,7 @@ def beside_each_other(call: Call, blocks: dict[str, list], streams: list[SideStr
     for place, (name, layers) in enumerate(blocks.items()):
         here = [(s, name in s.blocks) for s, end in zip(streams, last, strict=True) if place <= end]
         for layer in layers if here else ():
-            yield JointSteering(call, layer, here)
+            yield JointSteering(call, layer, place, here)
 
 
 def forwards(block):

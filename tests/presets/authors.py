@@ -188,6 +188,16 @@ def flow_fresh(sigmas, unit=1.0):
     return formula
 
 
+def flow_from(timestep):
+    """One step of a flow model from t = timestep / 1000, as the trainer's own backbone makes it."""
+
+    def formula(network, z, fresh):
+        t = timestep / 1000
+        return t * z - t * network(t * z, timestep)
+
+    return formula
+
+
 def double_shifted(count, shift):
     """The sigmas of FlowMatchEulerDiscreteScheduler, which shifts its ends before it divides what lies between."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
@@ -222,6 +232,8 @@ AUTHORS = {
     "pg-sb-sd15": eps(999, hard_coded=0.0047),
     "pg-sb-sd21": eps(999, hard_coded=0.0047),
     "pg-sb-pixart": eps(999, ACP_PIXART),
+    "snoopi-portraits": flow_from(720),
+    "pg-sb-sd3": flow_from(720),
     "pixart": eps(999, ACP_PIXART),
     "swiftbrush": eps(999, hard_coded=0.0047),
     "swiftbrush-v2": eps(999),
@@ -272,7 +284,7 @@ AUTHORS = {
     "pcm-8step-cfg": tcd(8),
     "pcm-16step-cfg": tcd(16),
     "flash-sd": lcm(4),
-    "sdxl-flash": dmd2([999, 874, 749, 624, 499, 374, 249, 124]),
+    "sdxl-flash": lightning(7),
     "sdxl-turbo-4step": ancestral([999, 749, 499, 249]),
     "pixart-lcm": lcm(4, betas=PIXART),
     "flux-dev-turbo": flow(even(8), mu=lambda z: flux_mu(z.shape[-1] * z.shape[-2] * 64), use_dynamic_shifting=True),

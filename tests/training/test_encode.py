@@ -8,10 +8,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from training.commands.encode import encode_config
 from training.errors import UserError
 from training.networks.backbones import load_backbone
 from training.prompts import encode
-from training.prompts.encode import EncodedPrompts, encode_prompts, extra_texts
+from training.prompts.encode import EncodedPrompts, extra_texts
 from training.recipe.config import parse
 
 PROMPTS = [
@@ -44,7 +45,7 @@ def configured(folder, prompts=PROMPTS, **settings):
 
 
 def test_t5_is_stored_without_padding_and_read_as_encoded(config, capsys):
-    folder = encode_prompts(config)
+    folder = encode_config(config)
     assert "6/6" in capsys.readouterr().err
     backbone = load_backbone("pixart", config.teacher)
     cache = encoded(config, backbone, PROMPTS)
@@ -68,7 +69,7 @@ def test_t5_is_stored_without_padding_and_read_as_encoded(config, capsys):
 
 def test_clip_keeps_its_padding_and_has_no_mask(teacher, tmp_path):
     config = configured(tmp_path, teacher=str(teacher))
-    encode_prompts(config)
+    encode_config(config)
     backbone = load_backbone("stable_diffusion", str(teacher))
     read = encoded(config, backbone, PROMPTS).batch([1, 4])
     expected = backbone.encode([PROMPTS[1], PROMPTS[4]])
@@ -87,27 +88,27 @@ def test_an_interrupted_encoding_goes_on_and_gives_the_same_files(config, monkey
 
     monkeypatch.setattr(encode, "_write", killed)
     with pytest.raises(KeyboardInterrupt):
-        encode_prompts(config)
+        encode_config(config)
     assert len(list(folder.glob("shard-*"))) == 1
     backbone = load_backbone("pixart", config.teacher)
     with pytest.raises(UserError, match=r"not complete: 2 of 4 files are missing; run `python -m training encode`"):
         encoded(config, backbone, PROMPTS)
     before = (folder / "shard-00000.safetensors").stat().st_mtime_ns
     monkeypatch.setattr(encode, "_write", lambda path, texts: written.append(path.name) or real(path, texts))
-    encode_prompts(config)
+    encode_config(config)
     assert written[2:] == ["shard-00001.safetensors", "shard-00002.safetensors"]
     assert (folder / "shard-00000.safetensors").stat().st_mtime_ns == before
     whole = {path.name: path.read_bytes() for path in folder.iterdir()}
-    encode_prompts(config, resume=False)
+    encode_config(config, resume=False)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
 
 
 def test_a_stale_cache_is_refused_by_writer_and_reader(config, tmp_path, pixart):
-    encode_prompts(config)
+    encode_config(config)
     backbone = load_backbone("pixart", config.teacher)
     other = configured(tmp_path, [*PROMPTS[:-1], "a pet"], backbone="pixart", teacher=str(pixart))
     with pytest.raises(UserError, match="embeddings of other prompts .*prompts_sha256 was .* and is"):
-        encode_prompts(other)
+        encode_config(other)
     with pytest.raises(UserError, match="prompts_sha256 was"):
         encoded(other, backbone, [*PROMPTS[:-1], "a pet"])
     copied = shutil.copytree(pixart, tmp_path / "copied")
@@ -119,17 +120,17 @@ def test_a_stale_cache_is_refused_by_writer_and_reader(config, tmp_path, pixart)
     more = configured(tmp_path, backbone="pixart", teacher=str(pixart), sample_prompts=["a circle"])
     with pytest.raises(UserError, match="not complete: 1 of 4"):
         encoded(more, backbone, PROMPTS)
-    encode_prompts(more)  # adds the new sample prompts alone
+    encode_config(more)  # adds the new sample prompts alone
     encoded(more, backbone, PROMPTS)
 
 
 def test_what_is_damaged_or_missing_is_one_sentence(config, tmp_path, monkeypatch, pixart):
     with pytest.raises(UserError, match="encoded_prompts is not set"):
-        encode_prompts(parse({"teacher": str(pixart), "prompts": "p.txt", "output": "run"}))
+        encode_config(parse({"teacher": str(pixart), "prompts": "p.txt", "output": "run"}))
     backbone = load_backbone("pixart", config.teacher)
     with pytest.raises(UserError, match="holds no encoded prompts .*make them with"):
         encoded(config, backbone, PROMPTS)
-    folder = encode_prompts(config)
+    folder = encode_config(config)
     (folder / "shard-00001.safetensors").write_bytes(b"cut")
     with pytest.raises(UserError, match="shard-00001.safetensors: .*; delete the file"):
         encoded(config, backbone, PROMPTS).batch([2])
@@ -138,4 +139,4 @@ def test_what_is_damaged_or_missing_is_one_sentence(config, tmp_path, monkeypatc
         encoded(config, backbone, PROMPTS)
     monkeypatch.setattr(encode.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10}))
     with pytest.raises(UserError, match="needs about .* more and its disk has 0.0"):
-        encode_prompts(config, resume=False)
+        encode_config(config, resume=False)

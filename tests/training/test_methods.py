@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from training import distill
+from training.commands.encode import encode_config
 from training.errors import UserError
 from training.method import clip as clip_of_training
 from training.method import guidance, one_step, student_update
 from training.method.losses import clamped_clip_loss
 from training.networks.backbones import load_backbone
 from training.networks.student import plain_student
-from training.prompts.encode import encode_prompts
 from training.recipe import config
 from training.recipe.config import parse
 from training.run.checkpoint import load_newest
@@ -219,7 +219,7 @@ def test_a_random_scale_on_one_score_beside_a_fixed_one_far_from_its_mean_is_war
 
 def test_encoded_prompts_spare_the_text_encoder(everything, tmp_path, monkeypatch):
     settings = parse(everything | {"encoded_prompts": str(tmp_path / "encoded")})
-    encode_prompts(settings)
+    encode_config(settings)
     monkeypatch.setattr("transformers.T5EncoderModel.from_pretrained", lambda *_, **__: pytest.fail("loaded T5"))
     distill.distill(settings)
     assert [line["step"] for line in lines(everything)] == [1, 2]

@@ -14,7 +14,8 @@ from training.networks.backbones import load_backbone
 from training.networks.teachers import Teachers
 from training.recipe import config
 from training.recipe.config import parse
-from training.run.machine import out_of_memory_told, remedies
+from training.recipe.savings import remedies
+from training.run.machine import out_of_memory_told
 from training.run.plan import GIB, network_forwards, plan
 
 REPOSITORY = Path(__file__).parents[2]
@@ -103,10 +104,10 @@ def test_too_little_memory_names_the_settings_that_help(settings, monkeypatch, t
             distill(parse(settings))
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match="Out of memory; set `gradient_checkpointing: true`"):
-        with out_of_memory_told(parse(settings)):
+        with out_of_memory_told(remedies(parse(settings))):
             torch.empty(2**60)
     with pytest.raises(RuntimeError, match="other"):
-        with out_of_memory_told(parse(settings)):
+        with out_of_memory_told(remedies(parse(settings))):
             raise RuntimeError("another trouble")
     everything = {"gradient_checkpointing": True, "micro_batch": 1, "mixed_precision": "bf16"}
     tried = parse(

@@ -3,7 +3,7 @@
 import pytest
 
 from training.distill import distill
-from training.prompts.repeats import TOO_OFTEN, few_prompts, few_prompts_before_a_run
+from training.prompts.repeats import LISTS, TOO_OFTEN, few_prompts, few_prompts_before_a_run
 from training.recipe import config
 from training.recipe.config import parse
 from training.run.plan import report
@@ -19,7 +19,8 @@ def test_the_shipped_twelve_prompts_are_told_by_the_dry_run(name):
 
 
 def test_the_shipped_ten_negatives_are_told_too():
-    prompts, negatives = few_prompts_before_a_run(config.load("training/configs/ablations/nasa_t.yaml"))
+    told = report(config.load("training/configs/ablations/nasa_t.yaml"))
+    *_, prompts, negatives = told.splitlines()
     assert "prompts.txt holds 12 prompts" in prompts
     assert "negative_prompts.txt holds 10 prompts" in negatives and "negopt_full" in negatives
 
@@ -35,16 +36,18 @@ def test_a_run_tells_it_before_it_trains(settings, capsys):
 def test_enough_prompts_are_no_matter(settings, capsys):
     """The bound, and the paper's own numbers: 60,000 steps of 64 over 1.4 million; 10,000 negatives."""
     plain = {"teacher": "x/y", "prompts": "p.txt", "output": "r", "batch_size": 1}
-    assert few_prompts(parse(plain | {"steps": 3 * TOO_OFTEN}), ["a"] * 3, []) == []
-    assert len(few_prompts(parse(plain | {"steps": 3 * (TOO_OFTEN + 1)}), ["a"] * 3, [])) == 1
-    assert few_prompts(parse(plain | {"batch_size": 64}), range(1_400_000), []) == []
-    paper = parse(plain | {"batch_size": 32, "steps": 50_000, "nasa": {"prompts": "n.txt"}})
-    assert few_prompts(paper, range(3_300_000), range(10_000)) == []
+    for count, settings_of_run, few in (
+        (3, {"steps": 3 * TOO_OFTEN}, False),
+        (3, {"steps": 3 * (TOO_OFTEN + 1)}, True),
+        (1_400_000, {"batch_size": 64}, False),
+        (10_000, {"batch_size": 32, "steps": 50_000}, False),
+    ):
+        told = few_prompts("p.txt", count, parse(plain | settings_of_run).samples, LISTS)
+        assert bool(told) is few
     distill(parse(settings | {"steps": 1, "warm_start": None}))
     assert "warning: " not in capsys.readouterr().err
 
 
 def test_a_list_on_the_hub_is_not_fetched_for_a_dry_run(monkeypatch):
     monkeypatch.setattr("training.prompts.read.snapshot", lambda *_: pytest.fail("asked the hub"))
-    plain = {"teacher": "x/y", "prompts": "datasets://a/b", "output": "r", "nasa": {"prompts": "datasets://c/d"}}
-    assert few_prompts_before_a_run(parse(plain)) == []
+    assert few_prompts_before_a_run("datasets://a/b", 10**9, LISTS) is None

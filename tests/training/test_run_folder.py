@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 
+from training.commands.encode import encode_config
 from training.distill import distill
 from training.errors import UserError
 from training.files import claimed
-from training.prompts.encode import encode_prompts
 from training.recipe.config import parse
 from training.run import made_of as contents
 from training.run.checkpoint import load_newest, newest_first
@@ -64,10 +64,10 @@ def test_two_processes_in_one_folder_and_a_killed_one_leaves_it_free(short, tmp_
 
     second = holder(encoded)
     with pytest.raises(UserError, match="Another process is at work in .*encoded"):
-        encode_prompts(parse(short | {"encoded_prompts": str(encoded)}))
+        encode_config(parse(short | {"encoded_prompts": str(encoded)}))
     second.kill()
     second.wait()
-    encode_prompts(parse(short | {"encoded_prompts": str(encoded)}))
+    encode_config(parse(short | {"encoded_prompts": str(encoded)}))
 
 
 def test_a_lock_leaves_nothing_where_nothing_came_of_it(tmp_path):
@@ -93,7 +93,7 @@ def test_the_same_contents_elsewhere_go_on(short, clip, tmp_path):
         "student": {"start_from": short["teacher"]},
     }
     encoded = tmp_path / "encoded"
-    encode_prompts(parse(full | {"encoded_prompts": str(encoded)}))
+    encode_config(parse(full | {"encoded_prompts": str(encoded)}))
     distill(parse(full | {"encoded_prompts": str(encoded)}))
     teacher = str(shutil.copytree(short["teacher"], tmp_path / "elsewhere"))
     model = str(shutil.copytree(clip, tmp_path / "clip elsewhere"))

@@ -75,7 +75,7 @@ def test_a_wrong_set_is_one_sentence_that_repeats_it(file, change, sentence, cap
 
 
 def test_set_is_what_the_run_and_the_dry_run_get(file, capsys, monkeypatch):
-    monkeypatch.setattr("training.prompts.encode.encode_prompts", lambda config, *_: config.lora.rank)
+    monkeypatch.setattr("training.commands.encode.encode_config", lambda config, *_: config.lora.rank)
     assert main(["encode", str(file), "--set", "lora.rank=4"]) == 0
     assert capsys.readouterr().out.strip() == "4"
     arguments = ["distill", "training/configs/sd15.yaml", "--dry-run", "--set", "lora.rank=7"]

@@ -9,10 +9,10 @@ import torch
 import yaml
 
 from training.__main__ import main
+from training.commands.encode import encode_config
 from training.distill import distill
 from training.method import warm_start
 from training.prompts import embeddings, encode
-from training.prompts.encode import encode_prompts
 from training.recipe.config import parse
 from training.run import progress
 from training.run.checkpoint import load_newest
@@ -99,7 +99,7 @@ def test_ctrl_c_of_the_command_encode_keeps_the_shard_and_the_same_command_goes_
     signal.signal(signal.SIGINT, signal.default_int_handler)
     assert main(["encode", str(config)]) == 0
     assert first.stat().st_mtime_ns == before and len(list((tmp_path / "encoded").glob("shard-*"))) == 3
-    encode_prompts(parse(settings | {"encoded_prompts": str(tmp_path / "encoded")}))
+    encode_config(parse(settings | {"encoded_prompts": str(tmp_path / "encoded")}))
 
 
 def test_a_second_ctrl_c_stops_at_once(signals_as_before, capsys):

@@ -27,10 +27,11 @@ def run(options: argparse.Namespace) -> None:
         print(report(settings, options.processes))
         return
     from ..distill import distill
+    from ..recipe.savings import remedies
     from ..run.machine import out_of_memory_told
     from ..run.progress import StopSignal
 
-    with out_of_memory_told(settings):
+    with out_of_memory_told(remedies(settings)):
         newest = distill(settings, options.resume, StopSignal())
     if os.environ.get("RANK", "0") == "0":  # of several processes one tells
         print(newest)

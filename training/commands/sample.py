@@ -16,12 +16,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="GRID.png", required=True)
     parser.add_argument("--count", type=positive, default=8, help="pictures per prompt (default 8)")
     parser.add_argument("--seed", type=natural, default=0, help="of the noise (default 0)")
-    parser.add_argument("--steps", type=positive, default=1, help="1 (default): one step; more: DDIM with guidance")
+    parser.add_argument(
+        "--steps", type=positive, default=1, help="1 (default): one step; more: the teacher's sampler, with guidance"
+    )
     parser.add_argument("--guidance", type=scale, default=3.0, help="CFG scale when steps > 1 (default 3)")
     parser.add_argument("--timestep", type=int, help="start of the one step, instead of the model's own")
     parser.add_argument("--noise", choices=("unit", "vp"), help="first-step noise, instead of the model's own")
     parser.add_argument("--teacher", metavar="DIR", help="diffusers folder of the other parts of an exported file")
-    parser.add_argument("--backbone", metavar="NAME", help="of a teacher or foreign file: stable_diffusion or pixart")
+    parser.add_argument(
+        "--backbone", metavar="NAME", help="of a teacher or foreign file: stable_diffusion, stable_diffusion3 or pixart"
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -52,6 +56,8 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"--timestep is {start.timestep}; allowed is 1 to {last}.")
     if options.steps > last + 1:
         raise UserError(f"--steps is {options.steps}; this model has {last + 1} timesteps, 25 to 50 steps are enough.")
+    if options.steps == 1:
+        backbone.check_start(start.timestep, start.noise)
     backbone.check_timesteps({"--timestep": start.timestep} if options.steps == 1 else {"--steps": last})
     settings = {"count": options.count, "seed": options.seed, "steps": options.steps, "scale": options.guidance}
     sample_to_file(backbone, prompts, options.output, start=start, **settings)

@@ -40,7 +40,8 @@ def load_model(source: str, teacher: str | None = None, backbone: str | None = N
             raise UserError(f"{quoted(source)} {says}; name the diffusers folder of that model with --teacher.")
         loaded = load_backbone(told.get("snoopi.backbone", backbone or "stable_diffusion"), base, device)
         loaded.network = loaded.load_network(source).requires_grad_(False).eval().to(device)
-        start = {"timestep": told.get("snoopi.start_timestep", 999), "noise": told.get("snoopi.start_noise", "unit")}
+        noise = told.get("snoopi.start_noise", loaded.noises[0])
+        start = {"timestep": told.get("snoopi.start_timestep", 999), "noise": noise}
         return loaded, block(Start, start, lambda key: f"{quoted(source)} (its metadata)", "snoopi.start_")
     if (path / "config.yaml").is_file() or path.parent.name == "checkpoints":
         run = open_run(path)
@@ -50,7 +51,8 @@ def load_model(source: str, teacher: str | None = None, backbone: str | None = N
         check_made_of(run.folder, made_of(loaded, origin=origin if config.student.start_from else None))
         loaded.network = plain_student(loaded, config.student, run.weights(), origin)
         return loaded, config.start
-    return load_backbone(backbone or "stable_diffusion", source, device), Start()
+    loaded = load_backbone(backbone or "stable_diffusion", source, device)
+    return loaded, Start(noise=loaded.noises[0])
 
 
 @torch.no_grad()

@@ -11,18 +11,20 @@ from typing import Literal
 import safetensors.torch
 import torch
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
+from torch import Tensor, nn
 
 from ..errors import UserError, quoted
 from ..files import atomic_file, check_writable, temporary_path
-from ..networks.backbones import load_backbone
+from ..networks.backbones import LatentDiffusion, load_backbone
 from ..networks.student import plain_student, student_origin
-from ..run.folder import open_run
+from ..recipe.config import digest
+from ..run.folder import Run, open_run
 from ..run.made_of import check_made_of, made_of
 from .comfyui import find_comfyui, in_comfyui
-from .families import Layout, family_of
+from .families import SDXL, Layout, family_of
 from .layouts import checkpoint_tensors, chosen_layout, comfyui_prediction, lora_tensors, network_tensors
 from .lora import is_lora
-from .metadata import licence_of, metadata, write_hash
+from .metadata import licence_of, model_spec, our_keys, write_hash
 from .names import clean_names
 from .stable_diffusion import LATENT_SCALE, stable_diffusion_checkpoint, unet_names
 from .verify import Written, in_diffusers
@@ -53,25 +55,14 @@ def export(
     the student in one step before it takes its name, so a wrong file never replaces a good one. tell: gets a line for
     each finding. Raises UserError.
     """
-    output = Path(output)
-    if output.suffix != ".safetensors":
-        raise UserError(f"--output is {quoted(output)}; the file's name must end in .safetensors.")
-    if output.is_dir():
-        raise UserError(f"--output is {quoted(output)}, a folder; give the name of a file.")
-    check_writable(output.parent)
-    for name, text in {"--title": title, "--licence": licence}.items():
-        if text and (re.search("[\0\ud800-\udfff]", text) or len(text) > LONGEST_TEXT):
-            raise UserError(f"{name} is {quoted(text)}; give plain text of at most {LONGEST_TEXT} characters.")
+    output, dtype = Path(output), torch.float16 if half else torch.float32
+    _check_arguments(output, {"--title": title, "--licence": licence})
     run = open_run(source)
     config, weights = run.config, clean_names(run.weights(average))
-    lora = is_lora(weights)
     backbone = load_backbone(config.backbone, config.teacher, parts=config.teacher_parts)
     family = family_of(backbone.network.state_dict())
-    layout = chosen_layout(layout, family, lora)
-    loadable = {f"base_model.model.{key}": tensor for key, tensor in weights.items()} if lora else weights
-    origin = student_origin(backbone, config.student)
-    check_made_of(run.folder, made_of(backbone, origin=origin if config.student.start_from else None))
-    student = plain_student(backbone, config.student, loadable, origin)
+    layout = chosen_layout(layout, family, is_lora(weights))
+    student = _student(run, weights, backbone)
     start_from, base = config.student.start_from, None
     if layout == "lora":
         base = backbone.load_network(start_from) if start_from else backbone.network
@@ -79,40 +70,19 @@ def export(
     elif layout == "checkpoint":
         tensors = checkpoint_tensors(student.state_dict(), backbone)
     else:
-        tensors = network_tensors(student.state_dict())
+        tensors = network_tensors(student.state_dict(), backbone)
     backbone.network = student  # frees the teacher's weights, which may be gigabytes
-    dtype = torch.float16 if half else torch.float32
-    for key, tensor in tensors.items():
-        if tensor.ndim and tensor.is_floating_point():  # scalars stay fp32, such as the tiny autoencoder's two
-            tensor = tensor.to(dtype)
-        tensors[key] = tensor.contiguous()
-
-    guess, reason = comfyui_prediction(tensors, family)
-    if layout != "lora":
-        tell(f"ComfyUI's own loaders will take the file for {guess} ({reason}).")
-    if guess != backbone.prediction_type:
-        tell(
-            f"It is {backbone.prediction_type}: load it with SNOOPI Checkpoint Loader, which reads that from the file, "
-            f"or put a ModelSamplingDiscrete behind the stock loader."
-        )
+    _convert(tensors, dtype)
+    if layout != "lora" or family is not SDXL:  # there the checkpoint below a LoRA says it
+        _tell_prediction(comfyui_prediction(tensors, family), backbone.prediction_type, layout, tell)
     height, width = (8 * side for side in backbone.latent_shape(config.latent_size)[1:])
     licence = licence or licence_of(config.teacher, start_from or config.teacher)
-    described = metadata(
-        config,
-        title or run.folder.resolve().name,
-        f"{width}x{height}",
-        family,
-        layout,
-        backbone.prediction_type,
-        licence,
-    )
+    told = (config.start, family, backbone.prediction_type, licence)
+    described = model_spec(title or run.folder.resolve().name, f"{width}x{height}", layout, *told)
+    described |= our_keys(config.backbone, config.teacher, config.kappa, digest(config), *told)
     with atomic_file(output) as temporary, _scratch_folder(output) as folder:
         path = folder / SAFETENSORS_WEIGHTS_NAME
-        try:
-            safetensors.torch.save_file(tensors, path, described)
-        except safetensors.SafetensorError as error:  # how it tells of a full disk
-            raise OSError(str(error)) from error
-        write_hash(path)
+        _write(path, tensors, described)
         del tensors
         written = Written(path, layout, backbone, student, config.start, base)
         difference = in_diffusers(written)
@@ -122,6 +92,55 @@ def export(
             _check_in_comfyui(written, dtype, tell)
         os.replace(path, temporary)
     return difference
+
+
+def _check_arguments(output: Path, texts: dict[str, str | None]) -> None:
+    """Raises UserError for a name or text that no file could have, before anything is loaded."""
+    if output.suffix != ".safetensors":
+        raise UserError(f"--output is {quoted(output)}; the file's name must end in .safetensors.")
+    if output.is_dir():
+        raise UserError(f"--output is {quoted(output)}, a folder; give the name of a file.")
+    check_writable(output.parent)
+    for name, text in texts.items():
+        if text and (re.search("[\0\ud800-\udfff]", text) or len(text) > LONGEST_TEXT):
+            raise UserError(f"{name} is {quoted(text)}; give plain text of at most {LONGEST_TEXT} characters.")
+
+
+def _student(run: Run, weights: dict[str, Tensor], backbone: LatentDiffusion) -> nn.Module:
+    """The student with those weights, whole. Raises UserError where the teacher is not the run's."""
+    settings = run.config.student
+    origin = student_origin(backbone, settings)
+    check_made_of(run.folder, made_of(backbone, origin=origin if settings.start_from else None))
+    if is_lora(weights):
+        weights = {f"base_model.model.{key}": tensor for key, tensor in weights.items()}
+    return plain_student(backbone, settings, weights, origin)
+
+
+def _convert(tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
+    """In place, a tensor at a time; scalars stay as they are, such as the tiny autoencoder's two."""
+    for key, tensor in tensors.items():
+        if tensor.ndim and tensor.is_floating_point():
+            tensor = tensor.to(dtype)
+        tensors[key] = tensor.contiguous()
+
+
+def _tell_prediction(guessed: tuple[str, str], prediction: str, layout: Layout, tell: Callable[[str], None]) -> None:
+    guess, reason = guessed
+    if layout != "lora":
+        tell(f"ComfyUI's own loaders will take the file for {guess} ({reason}).")
+    if guess != prediction:
+        tell(
+            f"It is {prediction}: load it with SNOOPI Checkpoint Loader, which reads that from the file, or put a "
+            f"ModelSamplingDiscrete behind the stock loader."
+        )
+
+
+def _write(path: Path, tensors: dict[str, Tensor], described: dict[str, str]) -> None:
+    try:
+        safetensors.torch.save_file(tensors, path, described)
+    except safetensors.SafetensorError as error:  # how it tells of a full disk
+        raise OSError(str(error)) from error
+    write_hash(path)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy
 import safetensors.torch
 import torch
+from torch.nn.functional import pad
 
 from ..errors import UserError, quoted
 from ..networks.backbones.latent_diffusion import LatentDiffusion, pictures_of
@@ -17,16 +18,21 @@ from .verify import Written, distance, one_step, probe
 
 SCRIPT = Path(__file__).with_name("in_comfyui.py")
 SECONDS = 1800
+#: ComfyUI's names of text encoders, by their folders in a diffusers model
+TEXT_ENCODERS = {"text_encoder": "l", "text_encoder_2": "g", "text_encoder_3": "t5xxl"}
 
 
 def in_comfyui(written: Written, comfyui: Path) -> tuple[dict[str, float], dict[str, str]]:
     """How far ComfyUI's x0 is from the student's; and what ComfyUI said of itself and of the model.
 
-    Figures: x0 and, for a whole checkpoint, text (relative) and picture (largest difference, pixels being 0 to 1).
+    Figures: x0 and, for a whole checkpoint, text (relative, the pooled vector too) and picture (largest difference,
+    pixels being 0 to 1).
     Raises UserError with ComfyUI's last words if it does not load the file.
     """
     z, text = probe(written.backbone)
     inputs = {"z": z.cpu().numpy(), "text": text.embeddings.cpu().numpy()}
+    if text.pooled is not None:
+        inputs["pooled"] = text.pooled.cpu().numpy()
     wanted = {"x0": one_step(written, written.student).cpu().numpy()}
     if written.layout == "checkpoint":
         more, expected = _checkpoint_probe(written.backbone)
@@ -34,7 +40,7 @@ def in_comfyui(written: Written, comfyui: Path) -> tuple[dict[str, float], dict[
     folder = written.path.parent
     base = folder / "base.safetensors" if written.base else None
     if base:
-        safetensors.torch.save_file(network_tensors(written.base.state_dict()), base)
+        safetensors.torch.save_file(network_tensors(written.base.state_dict(), written.backbone), base)
     numpy.savez(folder / "inputs.npz", **inputs)
     request = {
         "comfyui": str(comfyui.resolve()),
@@ -63,7 +69,8 @@ def in_comfyui(written: Written, comfyui: Path) -> tuple[dict[str, float], dict[
     told = json.loads(str(found.pop("told")))
     figures = {"x0": distance(torch.from_numpy(found["x0"]), torch.from_numpy(wanted["x0"]))}
     if "text" in found:
-        figures["text"] = distance(torch.from_numpy(found["text"]), torch.from_numpy(wanted["text"]))
+        read = [name for name in ("text", "pooled") if name in wanted]
+        figures["text"] = max(distance(torch.from_numpy(found[name]), torch.from_numpy(wanted[name])) for name in read)
         figures["picture"] = float(numpy.abs(found["picture"] - wanted["picture"]).max())
     return figures, told
 
@@ -83,13 +90,16 @@ def comfyui_python(comfyui: Path) -> str:
 
 @torch.no_grad()
 def _checkpoint_probe(backbone: LatentDiffusion) -> tuple[dict[str, numpy.ndarray], dict[str, numpy.ndarray]]:
-    """Inputs and expected outputs of a checkpoint's autoencoder and text encoder."""
+    """Inputs and expected outputs of a checkpoint's autoencoder and text encoders."""
     latent = torch.randn((1, backbone.latent_shape()[0], 8, 8), generator=torch.Generator().manual_seed(1))
-    length = backbone.text_encoder.config.max_position_embeddings
-    options = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
-    tokens = backbone.tokenizer(["a photo of a pet"], **options).input_ids
     picture = pictures_of(backbone.vae, latent.to(backbone.device)) / 2 + 0.5
-    text = backbone.text_encoder(tokens.to(backbone.device)).last_hidden_state
-    inputs = {"latent": latent.numpy(), "tokens": tokens.numpy()}
     picture = picture.clamp(0, 1).permute(0, 2, 3, 1)
-    return inputs, {"picture": picture.cpu().numpy(), "text": text.float().cpu().numpy()}
+    prompts, inputs, shape = ["a photo of a pet"], {"latent": latent.numpy()}, backbone.text_shape
+    options = {"padding": "max_length", "max_length": 77, "truncation": True, "return_tensors": "pt"}
+    for folder, tokenizer in getattr(backbone, "tokenizers", {"text_encoder": backbone.tokenizer}).items():
+        inputs[f"tokens_{TEXT_ENCODERS[folder]}"] = tokenizer(prompts, **options).input_ids.numpy()
+    text = backbone.encode(prompts)  # as wide as its encoders are, where ComfyUI pads
+    expected = {"picture": picture, "text": pad(text.embeddings, (0, shape.width - text.embeddings.shape[-1]))}
+    if text.pooled is not None:
+        expected["pooled"] = pad(text.pooled, (0, shape.pooled - text.pooled.shape[-1]))
+    return inputs, {name: tensor.cpu().numpy() for name, tensor in expected.items()}

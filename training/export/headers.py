@@ -17,8 +17,16 @@ Shapes = dict[str, tuple[tuple[int, ...], str]]  # {tensor: (shape, dtype)}
 # What a file may be, the first that fits: (what it is, and what reads it; a pattern that some name must match).
 KINDS = (
     ("LoRA, kohya-ss names (ComfyUI's Load LoRA, diffusers)", r"lora_unet_.*\.lora_(up|down)\.weight"),
+    ("LoRA, diffusers' names (ComfyUI's Load LoRA, diffusers)", r"transformer\..*\.lora_A(\.\w+)?\.weight"),
     ("LoRA, peft's names (ComfyUI's Load LoRA, peft)", r".*\.lora_A(\.\w+)?\.weight"),
-    ("whole checkpoint (ComfyUI's Load Checkpoint, diffusers)", r"cond_stage_model\.|conditioner\.embedders\."),
+    (
+        "whole checkpoint (ComfyUI's Load Checkpoint, diffusers)",
+        r"cond_stage_model\.|conditioner\.embedders\.|text_encoders\.",
+    ),
+    (
+        "transformer, original names (ComfyUI's Load Diffusion Model, diffusers)",
+        r"(model\.diffusion_model\.)?joint_blocks\.",
+    ),
     ("UNet, original names (ComfyUI's Load Diffusion Model)", r"(model\.diffusion_model\.)?input_blocks\.0\.0\."),
     ("UNet, diffusers' names (ComfyUI's Load Diffusion Model, diffusers)", r"down_blocks\.0\.(resnets|attentions)\."),
     ("transformer, diffusers' names (ComfyUI's Load Diffusion Model, diffusers)", r"adaln_single\.linear\.weight"),
@@ -92,6 +100,8 @@ def _family(shapes: Shapes) -> list[str]:
         micro = any("resolution_embedder" in name or "csize_embedder" in name for name in names)
         taken = "alpha, for it has micro-conditions" if micro else "Sigma (latents times .13025), for it has none"
         return [f"family      PixArt; ComfyUI takes it for {taken}"]
+    if "joint_blocks.0.context_block.attn.qkv.weight" in names:
+        return ["family      Stable Diffusion 3.x, a flow model"]
     widths = {shape[1] for name, shape in names.items() if name.endswith("attn2.to_k.weight") and len(shape) == 2}
     if len(widths) != 1:
         return []

@@ -2,8 +2,8 @@
 
     python -c "$(cat in_comfyui.py)" REQUEST.json
 
-The request names the checkout, the file, its layout, the start, and two .npz files: inputs (z, text, and for a whole
-checkpoint latent and tokens) and outputs (x0, picture, text).
+The request names the checkout, the file, its layout, the start, and two .npz files: inputs (z, text, perhaps pooled,
+and for a whole checkpoint latent and the tokens of each text encoder) and outputs (x0, picture, text, pooled).
 """
 
 import json
@@ -26,7 +26,11 @@ import comfy.utils  # noqa: E402
 import numpy  # noqa: E402
 import torch  # noqa: E402
 
-PREDICTIONS = {"epsilon": comfy.model_sampling.EPS, "v_prediction": comfy.model_sampling.V_PREDICTION}
+PREDICTIONS = {
+    "v_prediction": comfy.model_sampling.V_PREDICTION,  # before EPS, of which it is a kind
+    "epsilon": comfy.model_sampling.EPS,
+    "flow-": comfy.model_sampling.CONST,
+}
 
 
 def load():
@@ -52,15 +56,22 @@ def main():
     if prediction != REQUEST["prediction"]:  # what a stock loader guessed wrong, a node sets right
         right = type("Right", (comfy.model_sampling.ModelSamplingDiscrete, PREDICTIONS[REQUEST["prediction"]]), {})
         network.model_sampling = sampling = right(model.model.model_config)
-    sigma = sampling.sigmas[REQUEST["timestep"]].view(1)
+    is_flow = prediction == "flow-"  # there sigma is t
+    sigma = torch.tensor([REQUEST["timestep"] / 1000]) if is_flow else sampling.sigmas[REQUEST["timestep"]].view(1)
     x = sampling.noise_scaling(sigma, given["z"].clone(), torch.zeros_like(given["z"]), REQUEST["noise"] == "unit")
-    found = {"x0": network.apply_model(x, sigma, c_crossattn=given["text"]).float().numpy()}
+    pooled = {}
+    if "pooled" in given:
+        height, width = (8 * side for side in given["z"].shape[-2:])
+        pooled["y"] = network.encode_adm(pooled_output=given["pooled"], height=height, width=width)
+    found = {"x0": network.apply_model(x, sigma, c_crossattn=given["text"], **pooled).float().numpy()}
     if vae is not None:
         found["picture"] = vae.decode(network.latent_format.process_out(given["latent"])).float().numpy()
     if clip is not None:
-        kind = next(iter(clip.tokenize("a")))
-        tokens = {kind: [[(int(token), 1.0) for token in given["tokens"][0]]]}
-        found["text"] = clip.encode_from_tokens(tokens).float().numpy()
+        ids = {name.removeprefix("tokens_"): array for name, array in given.items() if name.startswith("tokens_")}
+        first = next(iter(ids.values()))
+        tokens = {kind: [[(int(id), 1.0) for id in ids.get(kind, first)[0]]] for kind in clip.tokenize("a")}
+        text, pooled = clip.encode_from_tokens(tokens, return_pooled=True)
+        found |= {"text": text.float().numpy()} | ({"pooled": pooled.float().numpy()} if "pooled" in given else {})
     told = {
         "version": getattr(__import__("comfyui_version"), "__version__", "of unknown version"),
         "prediction": prediction,

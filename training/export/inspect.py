@@ -42,8 +42,10 @@ def _told(metadata: dict[str, str]) -> list[str]:
     ours = {key.removeprefix("snoopi."): value for key, value in metadata.items() if key.startswith("snoopi.")}
     lines = []
     if "start_timestep" in ours:
-        unit = ours.get("start_noise") != "vp"
+        flow = ours.get("prediction") == "flow-"
+        unit = ours.get("start_noise") != "vp" and not flow
         noise = "the noise itself (unit)" if unit else "the noise times sigma of that timestep (vp)"
+        noise = "the noise times that timestep / 1000 (flow)" if flow else noise
         lines = [
             f"sampling    one step from timestep {ours['start_timestep']}, CFG 1; the network receives {noise} and "
             f"predicts {ours.get('prediction', 'epsilon')}",
@@ -89,9 +91,10 @@ def _diffusers(path: Path) -> str:
     scheduler = path / "scheduler" / "scheduler_config.json"
     if scheduler.is_file():
         config = _json(scheduler)
-        lines.append(
-            f"{'scheduler':<17} predicts {config.get('prediction_type', 'epsilon')}, {config.get('beta_schedule')}"
-        )
+        told = f"predicts {config.get('prediction_type', 'epsilon')}, {config.get('beta_schedule')}"
+        if str(config.get("_class_name")).startswith("FlowMatch"):
+            told = f"flow matching, shift {config.get('shift', 1)}"
+        lines.append(f"{'scheduler':<17} {told}")
     return "\n".join([f"folder      {path}", "layout      diffusers folder", *lines])
 
 

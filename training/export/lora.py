@@ -36,12 +36,13 @@ def kohya_lora(state: dict[str, Tensor], scale: float) -> dict[str, Tensor]:
     return converted
 
 
-def peft_lora(state: dict[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """For PixArt: peft's own names, which ComfyUI knows too; scale (alpha / rank) goes into the upper matrix.
+def peft_lora(state: dict[str, Tensor], scale: float, prefix: str = "base_model.model.") -> dict[str, Tensor]:
+    """For transformers: peft's own names, which ComfyUI knows too; scale (alpha / rank) goes into the upper matrix.
 
-    Read it with `peft.set_peft_model_state_dict` into a LoraConfig whose lora_alpha equals its r.
+    Read it with `peft.set_peft_model_state_dict` into a LoraConfig whose lora_alpha equals its r. With the prefix
+    "transformer." instead, as diffusers writes it for SD 3.x, `load_lora_weights` of its pipeline reads it.
     """
     converted = {}
     for layer, (down, up) in pairs(state).items():
-        converted |= {f"base_model.model.{layer}{DOWN}": down, f"base_model.model.{layer}{UP}": up * scale}
+        converted |= {f"{prefix}{layer}{DOWN}": down, f"{prefix}{layer}{UP}": up * scale}
     return converted

@@ -2,7 +2,6 @@
 
 import datetime
 import hashlib
-import json
 import os
 import re
 from pathlib import Path
@@ -11,7 +10,7 @@ import yaml
 
 from ..errors import quoted
 from ..networks.backbones.sources import is_hub_name
-from ..recipe.config import Config, to_dict
+from ..recipe.config import Start
 from .families import SD1, Family, Layout
 
 NO_HASH = "0x" + "0" * 64
@@ -21,25 +20,23 @@ IMPLEMENTATIONS = {
     "transformer": "diffusers",
     "lora": "diffusers",
 }
+MODEL_SPEC_PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}  # it has no word for others
 LICENCE_UNKNOWN = "see the licence of the base model"
 
 
-def metadata(
-    config: Config,
+def model_spec(
     title: str,
     resolution: str,
+    layout: Layout,
+    start: Start,
     family: Family = SD1,
-    layout: Layout = "checkpoint",
     prediction: str = "epsilon",
     licence: str = LICENCE_UNKNOWN,
 ) -> dict[str, str]:
-    """Safetensors metadata (strings only). resolution: pixels, "512x512"; prediction: epsilon or v_prediction.
+    """ModelSpec's keys. resolution: pixels, "512x512"; prediction: epsilon, v_prediction or flow-.
 
-    `snoopi.start_timestep`, `snoopi.start_noise` and `snoopi.prediction` tell a sampler how the student starts.
     `modelspec.hash_sha256` is zeros until `write_hash` has seen the file.
     """
-    described = json.dumps(to_dict(config), sort_keys=True).encode()
-    timestep, noise = config.start.timestep, config.start.noise
     return {
         "format": "pt",  # transformers and diffusers ask for it
         "modelspec.sai_model_spec": "1.0.1",
@@ -52,22 +49,41 @@ def metadata(
         "modelspec.date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "modelspec.hash_sha256": NO_HASH,
         "modelspec.license": licence,
-        "modelspec.prediction_type": "epsilon" if prediction == "epsilon" else "v",
-        "modelspec.timestep_range": f"{timestep},{timestep}",
-        "modelspec.usage_hint": f"One step from timestep {timestep}, {noise} noise, CFG 1.",
-        "snoopi.format": "1",
-        "snoopi.backbone": config.backbone,
-        "snoopi.preset": family.preset,
-        "snoopi.start_timestep": str(timestep),
-        "snoopi.start_noise": noise,
-        "snoopi.prediction": prediction,
-        "snoopi.kappa_min": str(config.kappa[0]),
-        "snoopi.kappa_max": str(config.kappa[1]),
-        "snoopi.alpha": str(family.alpha),
-        "snoopi.config_sha256": hashlib.sha256(described).hexdigest(),
-        "snoopi.base_model": public_name(config.teacher),
-        "snoopi.base_model_license": licence,
+        **({"modelspec.prediction_type": kind} if (kind := MODEL_SPEC_PREDICTIONS.get(prediction)) else {}),
+        "modelspec.timestep_range": f"{start.timestep},{start.timestep}",
+        "modelspec.usage_hint": f"One step from timestep {start.timestep}, {start.noise} noise, CFG 1.",
     }
+
+
+def our_keys(
+    backbone: str,
+    teacher: str,
+    kappa: tuple[float, float],
+    config_sha256: str,
+    start: Start,
+    family: Family = SD1,
+    prediction: str = "epsilon",
+    licence: str = LICENCE_UNKNOWN,
+) -> dict[str, str]:
+    """What the nodes read: `start_timestep`, `start_noise` and `prediction` tell a sampler how the student starts.
+
+    backbone, teacher, kappa: the settings of those names; config_sha256: of all settings (recipe/config.py: digest).
+    """
+    told = {
+        "format": "1",
+        "backbone": backbone,
+        "preset": family.preset,
+        "start_timestep": str(start.timestep),
+        **({} if prediction == "flow-" else {"start_noise": start.noise}),  # a flow model has no choice
+        "prediction": prediction,
+        "kappa_min": str(kappa[0]),
+        "kappa_max": str(kappa[1]),
+        "alpha": str(family.alpha),
+        "config_sha256": config_sha256,
+        "base_model": public_name(teacher),
+        "base_model_license": licence,
+    }
+    return {f"snoopi.{key}": value for key, value in told.items()}
 
 
 def public_name(source: str) -> str:

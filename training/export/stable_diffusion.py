@@ -16,6 +16,7 @@ from . import open_clip
 UNET, TEXT, VAE = "model.diffusion_model.", "cond_stage_model.transformer.text_model.", "first_stage_model."
 OPEN_CLIP = "cond_stage_model.model."  # SD 2.x's text encoder, instead of TEXT
 LATENT_SCALE = 0.18215  # by which ComfyUI divides every SD 1.x latent before its autoencoder sees it
+LATENTS = (LATENT_SCALE, 0.0)  # and what it adds then
 
 UNET_ENDS = {
     "conv_in": "input_blocks.0.0",
@@ -26,6 +27,8 @@ UNET_ENDS = {
     "mid_block.resnets.1": "middle_block.2",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
+    "add_embedding.linear_1": "label_emb.0.0",  # SDXL
+    "add_embedding.linear_2": "label_emb.0.2",
 }
 RESNET = {
     "norm1": "in_layers.0",
@@ -87,14 +90,21 @@ def unet_names(keys: Iterable[str]) -> dict[str, str]:
     return {key: _renamed(key, modules, RESNET) for key in keys}
 
 
-def autoencoder_state(state: dict[str, Tensor], scaling_factor: float) -> dict[str, Tensor]:
-    """The autoencoder as ComfyUI reads it below `first_stage_model.`, decoding as diffusers would."""
+def autoencoder_state(
+    state: dict[str, Tensor],
+    scaling_factor: float,
+    shift_factor: float = 0.0,
+    latents: tuple[float, float] = LATENTS,
+) -> dict[str, Tensor]:
+    """The autoencoder as ComfyUI reads it below `first_stage_model.`, decoding as diffusers would.
+
+    latents: by what ComfyUI divides the latents of this family, and what it adds then. Raises UserError.
+    """
     if "decoder.layers.0.weight" in state:
-        return _tiny_autoencoder(state, scaling_factor)
-    if abs(scaling_factor - LATENT_SCALE) > 1e-6:
-        raise UserError(
-            f"The autoencoder's scaling_factor is {scaling_factor}; an SD checkpoint can only hold {LATENT_SCALE}."
-        )
+        return _tiny_autoencoder(state, scaling_factor, shift_factor, latents)
+    for name, factor, only in (("scaling", scaling_factor, latents[0]), ("shift", shift_factor, latents[1])):
+        if abs(factor - only) > 1e-6:
+            raise UserError(f"The autoencoder's {name}_factor is {factor}; an SD checkpoint can only hold {only}.")
     names = _autoencoder_names(state)
     converted = {}
     for key, tensor in state.items():
@@ -103,12 +113,13 @@ def autoencoder_state(state: dict[str, Tensor], scaling_factor: float) -> dict[s
     return converted
 
 
-def _tiny_autoencoder(state: dict[str, Tensor], scaling_factor: float) -> dict[str, Tensor]:
+def _tiny_autoencoder(
+    state: dict[str, Tensor], scaling_factor: float, shift_factor: float, latents: tuple[float, float]
+) -> dict[str, Tensor]:
     """TAESD's names. ComfyUI's decoder counts its clamp as layer 0; diffusers clamps outside its list."""
-    converted = {
-        "vae_scale": torch.tensor(LATENT_SCALE / scaling_factor),  # ComfyUI: decoder((x / .18215 - shift) * scale)
-        "vae_shift": torch.tensor(0.0),
-    }
+    scale = latents[0] / scaling_factor  # ComfyUI: decoder((x / latents[0] + latents[1] - vae_shift) * vae_scale)
+    shift = latents[1] - shift_factor / scale
+    converted = {"vae_scale": torch.tensor(scale), "vae_shift": torch.tensor(shift)}
     for key, tensor in state.items():
         part, _, index, rest = key.split(".", 3)
         converted[f"taesd_{part}.{int(index) + (part == 'decoder')}.{rest}"] = tensor
@@ -163,11 +174,9 @@ def _renamed(key: str, modules: dict[str, str], resnet: dict[str, str], attentio
         if module in modules:
             inner, kind = ".".join(parts[length:]), parts[length - 2] if length > 1 else ""
             table = resnet if kind == "resnets" else (attention or {}) if kind == "attentions" else {}
-            for old, new in table.items():
-                if inner.startswith(old + "."):
-                    inner = new + inner.removeprefix(old)
-                    break
+            old = next((name for name in table if inner.startswith(name + ".")), "")
+            inner = table.get(old, old) + inner.removeprefix(old)
             return f"{modules[module]}.{inner}"
     raise UserError(
-        f"No place in the Stable Diffusion checkpoint layout for `{quoted(key)}`; only SD 1.x and 2.x can be exported."
+        f"No place in the Stable Diffusion checkpoint layout for `{quoted(key)}`; only SD 1, 2 and XL can be exported."
     )

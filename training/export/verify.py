@@ -15,7 +15,7 @@ from ..errors import UserError, quoted
 from ..networks.backbones import LatentDiffusion
 from ..networks.text import Text
 from ..recipe.config import Start
-from .families import Layout
+from .families import PIXART, Layout, family_of
 from .lora import DOWN, is_lora
 from .stable_diffusion import UNET, unet_names
 
@@ -46,7 +46,8 @@ def load_unet(path: str | Path, network: nn.Module) -> dict[str, str]:
             keys = list(file.keys())
             prefix = UNET if any(key.startswith(UNET) for key in keys) else ""
             wanted = {prefix + name for name in names.values()}
-            present = {key for key in keys if key.startswith(prefix)}
+            marks = {prefix + "v_pred", prefix + "ztsnr"}  # of an SDXL
+            present = {key for key in keys if key.startswith(prefix)} - marks
             if odd := sorted(wanted ^ present):
                 raise UserError(
                     f"{quoted(path)} is no UNet of this size: {len(odd)} tensors are missing or extra, such as "
@@ -77,14 +78,14 @@ def probe(backbone: LatentDiffusion) -> tuple[Tensor, Text]:
     """
     channels, height, width = backbone.latent_shape()
     config = backbone.network.config
-    if backbone.folder == "transformer" and height > 8:
-        height, width = 8, 2 * width - 8
-    elif backbone.folder == "unet":
+    if "caption_channels" not in config:
         height, width = min(height, 8), min(width, 8)
+    elif height > 8:
+        height, width = 8, 2 * width - 8
     random = torch.Generator().manual_seed(0)
     z = torch.randn((1, channels, height, width), generator=random)
-    tokens = config.caption_channels if "caption_channels" in config else config.cross_attention_dim
-    text = Text(torch.randn((1, 20, tokens), generator=random))
+    short = backbone.text_shape._replace(tokens=20, masked=False)
+    text = short.filled(lambda shape: torch.randn(shape, generator=random))
     return z.to(backbone.device), text.to(backbone.device)
 
 
@@ -101,7 +102,7 @@ def _reloaded(written: Written) -> nn.Module:
         return _with_lora(copy.deepcopy(written.base), written.path)
     folder, network_class = written.path.parent, written.backbone.network_class
     written.student.save_config(folder)
-    if written.layout == "transformer":
+    if written.layout == "transformer" and family_of(written.student.state_dict()) is PIXART:  # diffusers' own names
         found = network_class.from_pretrained(folder)
     else:
         found = network_class.from_single_file(str(written.path), config=str(folder), local_files_only=True)
@@ -118,6 +119,9 @@ def _with_lora(base: nn.Module, path: Path) -> nn.Module:
         if missing.unexpected_keys or not is_lora(state):
             raise UserError(f"{quoted(path)} was not read back as a LoRA; nothing was kept.")
         return wrapped.eval()
+    if hasattr(base, "transformer_blocks"):
+        base.load_lora_adapter(safetensors.torch.load_file(path), prefix="transformer")
+        return base.eval()
     state, alphas = StableDiffusionLoraLoaderMixin.lora_state_dict(str(path))
     StableDiffusionLoraLoaderMixin.load_lora_into_unet(state, network_alphas=alphas, unet=base)
     return base.eval()

@@ -48,8 +48,7 @@ class LoraUpdate:
 
         def of(rows: slice) -> Tensor:
             if rows.start not in step.x0:
-                with torch.no_grad():
-                    step.x0[rows.start] = self.one_step(self.one_step.student, step, rows)
+                step.x0[rows.start] = self._picture(step, rows)
             t_rows, noise_rows = t[rows].to(device), noise[rows].to(device)
             x_t = self.backbone.add_noise(step.x0[rows.start], noise_rows, t_rows)
             seen = step.batch.null(rows) if blind else step.batch.text(rows)
@@ -60,3 +59,7 @@ class LoraUpdate:
             return losses
 
         return of
+
+    @torch.no_grad()
+    def _picture(self, step: Step, rows: slice) -> Tensor:
+        return self.one_step(self.one_step.student, step, rows)

@@ -1,8 +1,9 @@
 """The losses of PG-SB: pure functions of tensors, each with its equation.
 
-Notation of the variance-preserving schedule: x_t = alpha_t x0 + sigma_t eps, alpha_t^2 + sigma_t^2 = 1. Latents are
-[batch, ...] fp32; alpha and sigma broadcast against them. A loss is one number a sample, [batch]: who calls takes their
-mean, or weighs them, or draws them over t.
+Notation: x_t = alpha_t x0 + sigma_t eps; in diffusion alpha_t^2 + sigma_t^2 = 1, in flow alpha_t = 1 - t and sigma_t =
+t. Either way eps_teacher - eps_lora = -(alpha_t / sigma_t) (x0_teacher - x0_lora). Latents are [batch, ...] fp32; alpha
+and sigma broadcast against them. A loss is one number a sample, [batch]: who calls takes their mean, or weighs them, or
+draws them over t.
 """
 
 from collections.abc import Callable
@@ -74,8 +75,17 @@ def uniform_weight(alpha: Tensor) -> Tensor:
     return torch.ones_like(alpha)
 
 
+def velocity_weight(alpha: Tensor) -> Tensor:
+    """w = 1 / alpha_t^2: the plain error of v, by which flow models are trained: alpha_t (v - v') = eps - eps'."""
+    return 1 / alpha.square()
+
+
 VSD_WEIGHTS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "sigma_squared": sigma_squared_weight,
     "x0": x0_weight,
 }
-LORA_WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {"alpha_squared": alpha_squared_weight, "uniform": uniform_weight}
+LORA_WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "alpha_squared": alpha_squared_weight,
+    "uniform": uniform_weight,
+    "velocity": velocity_weight,
+}

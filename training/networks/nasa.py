@@ -65,6 +65,11 @@ def add_nasa(network: nn.Module) -> None:
     """
     found = {type(processor) for processor in network.attn_processors.values()}
     others = sorted(kind.__name__ for kind in found - {AttnProcessor2_0, NASAAttention})
+    if any(name.startswith("Joint") for name in others):
+        raise UserError(
+            f"nasa: NASA-T steers cross-attention, and this network has joint attention ({others[0]}): leave `nasa` "
+            f"out of the config."
+        )
     if others:
         raise UserError(
             f"NASA needs diffusers' default attention, but this network has {', '.join(others)}: "

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from ..errors import UserError
 
 #: diffusers' classes of single layers; whatever is in none of them is gathered once for a whole forward.
-LAYERS = ("BasicTransformerBlock", "ResnetBlock2D")
+LAYERS = ("BasicTransformerBlock", "JointTransformerBlock", "ResnetBlock2D")
 
 
 def check_can_shard(network: nn.Module, optimizer: str, nasa: bool) -> None:

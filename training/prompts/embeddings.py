@@ -30,18 +30,17 @@ class PromptEmbeddings:
         self.null = backbone.encode([null_prompt])
         self._rows: dict[str, int] = {}
         size = self.null.embeddings.numel() * self.null.embeddings.element_size()
-        if size > megabytes * 2**20:
-            return
         unique = list(dict.fromkeys(prompts))
-        if len(unique) * size <= megabytes * 2**20:
-            chunks = [unique[start : start + CHUNK] for start in range(0, len(unique), CHUNK)]
-            table = []
-            for chunk in tqdm(chunks, desc="encoding prompts", disable=len(chunks) < 4):
-                if table and stop():
-                    raise KeyboardInterrupt("Stopped while prompts were encoded, before any step; nothing is lost.")
-                table.append(backbone.encode(chunk))
-            self._table = Text.join(*table)
-            self._rows = {prompt: row for row, prompt in enumerate(unique)}
+        if len(unique) * size > megabytes * 2**20:
+            return
+        chunks = [unique[start : start + CHUNK] for start in range(0, len(unique), CHUNK)]
+        table = []
+        for chunk in tqdm(chunks, desc="encoding prompts", disable=len(chunks) < 4):
+            if table and stop():
+                raise KeyboardInterrupt("Stopped while prompts were encoded, before any step; nothing is lost.")
+            table.append(backbone.encode(chunk))
+        self._table = Text.join(*table)
+        self._rows = {prompt: row for row, prompt in enumerate(unique)}
 
     def batch(self, indices: list[int]) -> Text:
         prompts = [self.prompts[index] for index in indices]

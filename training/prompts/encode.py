@@ -23,41 +23,35 @@ from tqdm import tqdm
 
 from .. import COMMAND
 from ..errors import UserError, quoted
-from ..files import atomic_file, claimed
-from ..networks.backbones import LatentDiffusion, load_backbone
+from ..files import atomic_file
+from ..networks.backbones import LatentDiffusion
 from ..networks.backbones.sources import is_single_file
 from ..networks.text import Text
-from ..recipe.config import Config, Nasa
+from ..recipe.config import Nasa
 from .read import digest, read_prompts
 
 FORMAT, SHARD, BATCH = 1, 1024, 32  # prompts a shard, prompts a batch
 READ_BYTES, PLACES = 4096, 256  # of a weight file: enough to tell one fine-tune from another without reading it all
 
 
-def encode_prompts(config: Config, resume: bool = True, stop: Callable[[], bool] = lambda: False) -> Path:
-    """Encodes config.prompts into the folder config.encoded_prompts, with progress; returns the folder.
+def encode_prompts(
+    folder: Path,
+    kind: str,
+    backbone: LatentDiffusion,
+    prompts: Sequence[str],
+    extras: Sequence[str],
+    resume: bool = True,
+    stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Encodes prompts, and `extras` (as `extra_texts` gives them), into a folder that this process has claimed.
 
-    resume: go on with what is there; else encode all anew. Raises UserError: no folder named, a folder that holds the
-    embeddings of other prompts or of another text encoder, a full disk. stop() is asked between shards; once true,
-    KeyboardInterrupt is raised.
+    kind: the setting `backbone`. resume: go on with what is there; else encode all anew. Shows its progress. Raises
+    UserError for a folder that holds the embeddings of other prompts or of another text encoder, and for a full disk.
+    stop() is asked between shards; once true, KeyboardInterrupt is raised.
     """
-    if not config.encoded_prompts:
-        raise UserError("encoded_prompts is not set; name the folder for the encoded prompts in the config.")
-    folder = Path(config.encoded_prompts)
-    with claimed(folder):
-        _encode(config, folder, resume, stop)
-    return folder
-
-
-def _encode(config: Config, folder: Path, resume: bool, stop: Callable[[], bool]) -> None:
-    """`encode_prompts` into a folder that is this process's own."""
-    prompts = read_prompts(config.prompts, config.prompt_column, config.skip_bad_prompts)
-    extras = extra_texts(config.null_prompt, config.sample_prompts, config.nasa)
-    device = "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
-    backbone = load_backbone(config.backbone, config.teacher, device, config.teacher_parts)
     sample = backbone.encode([extras[0]])
     tokens, width = sample.embeddings.shape[1:]
-    index = identity(config.backbone, backbone, prompts)
+    index = identity(kind, backbone, prompts)
     if resume and (folder / "index.json").exists():
         _refuse_differences(folder, read_index(folder), index)
     else:
@@ -169,7 +163,7 @@ def extra_texts(null_prompt: str, sample_prompts: list[str], nasa: Nasa | None) 
     return list(dict.fromkeys([null_prompt, *sample_prompts, *negatives]))
 
 
-def extra_name(texts: list[str]) -> str:
+def extra_name(texts: Sequence[str]) -> str:
     return f"extra-{hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]}.safetensors"
 
 

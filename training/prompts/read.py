@@ -4,6 +4,7 @@ A prompt's id is its place in the list that `read_prompts` gives: the same file 
 """
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -94,29 +95,36 @@ def fault_of(prompt: str) -> str:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines, UTF-8 with or without a mark; blank lines at the end are left out."""
-    blank: list[tuple[int, str]] = []
     if path.exists() and not (path.is_file() or path.is_dir()):  # would be waited for, perhaps for ever
         raise UserError(f"The prompt file {quoted(path)} is a pipe or a device; give a file.")
     try:
         with path.open("rb") as file:
-            for number, raw in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1):
-                if len(raw) == LONGEST_LINE and not raw.endswith(b"\n"):
-                    raise UserError(f"{quoted(path)}, line {number}: longer than 16 MiB; write one prompt a line.")
-                if number == 1 and raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-                    raise UserError(f"{quoted(path)}, line 1: this is UTF-16 text, not UTF-8; save it as UTF-8.")
-                try:
-                    line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-                except UnicodeDecodeError:
-                    raise UserError(f"{quoted(path)}, line {number}: not UTF-8 text; save the file as UTF-8.") from None
-                if not line:
-                    blank.append((number, line))
-                    continue
-                yield from blank
-                blank.clear()
-                yield number, line
+            raws = enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1)
+            yield from _without_blank_end((number, _decoded(raw, path, number)) for number, raw in raws)
     except OSError as error:
         why = quoted(error.strerror or error)
         raise UserError(f"Cannot read the prompt file {quoted(path)}: {why}{remedy(path)}.") from None
+
+
+def _without_blank_end(lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+    held: list[tuple[int, str]] = []  # blank lines, and the first behind them that is not
+    for number, line in lines:
+        held.append((number, line))
+        if line:
+            yield from held
+            held.clear()
+
+
+def _decoded(raw: bytes, path: Path, number: int) -> str:
+    """A line without the space around it. Raises UserError."""
+    if len(raw) == LONGEST_LINE and not raw.endswith(b"\n"):
+        raise UserError(f"{quoted(path)}, line {number}: longer than 16 MiB; write one prompt a line.")
+    if number == 1 and raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UserError(f"{quoted(path)}, line 1: this is UTF-16 text, not UTF-8; save it as UTF-8.")
+    try:
+        return raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+    except UnicodeDecodeError:
+        raise UserError(f"{quoted(path)}, line {number}: not UTF-8 text; save the file as UTF-8.") from None
 
 
 def _txt_rows(path: Path, column: str | None) -> Iterator[Row]:
@@ -159,10 +167,9 @@ def _parquet_rows(path: Path, column: str | None) -> Iterator[Row]:
                     f"{quoted(path)}: the column `{quoted(name)}` holds {quoted(str(kind))}, not text; "
                     f"name the column with the prompts."
                 )
-            for batch in file.iter_batches(columns=[name]):
-                for value in batch.column(0).to_pylist():
-                    number += 1
-                    yield "row", number, value
+            values = (batch.column(0).to_pylist() for batch in file.iter_batches(columns=[name]))
+            for number, value in enumerate(itertools.chain.from_iterable(values), start=1):
+                yield "row", number, value
     except OSError as error:
         raise UserError(
             f"Cannot read the prompt file {quoted(path)} after row {number}: {quoted(error.strerror or error)}."

@@ -4,6 +4,8 @@ Defaults are those of the paper's Table 6 for SD 1.5; where no version of the pa
 nearby code by the same group (SwiftBrush v1, swiftcontrol), and the setting's description says so.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,8 +27,12 @@ def _no(value: Any) -> Any:
 class Start(Block):
     """Where the one-step student starts; saved in the exported file, because a sampler has to do the same."""
 
-    timestep: Whole = setting(999, "timestep fed to the student (paper: the last one)", low=1, high=999)
-    noise: Literal["unit", "vp"] = setting("unit", "input is z (unit) or sigma_t * z (vp); ComfyUI feeds unit at 999")
+    timestep: Whole = setting(
+        999, "timestep fed to the student (paper: the last one); of a flow model thousandths of t", low=1, high=999
+    )
+    noise: Literal["unit", "vp"] = setting(
+        "unit", "input is z (unit) or sigma_t * z (vp; a flow model's t * z); ComfyUI feeds unit at 999"
+    )
 
 
 class Adapter(Block):
@@ -94,7 +100,9 @@ class Lora(Block):
     fresh_prompts: Truth = setting(True, "these samples are of new prompts and negative prompts too (DMD2)")
     initial_steps: Whole = setting(0, "steps that train only the LoRA, before the first VSD step", low=0, high=10**7)
     timesteps: span(Whole, 0, 999) = setting((0, 999), "range of t, both ends included (nearby code)")
-    weight: Literal["alpha_squared", "uniform"] = setting("alpha_squared", "weight of the eps error (nearby code)")
+    weight: Literal["alpha_squared", "uniform", "velocity"] = setting(
+        "alpha_squared", "weight of the eps error (nearby code); a flow model wants velocity, the plain error of v"
+    )
     null_probability: Number = setting(
         0.1, "chance that the whole batch gets the null prompt (nearby code)", low=0, high=1
     )
@@ -232,6 +240,11 @@ class Config(Block):
         """Warm start, then LoRA only, then VSD: one count for all three."""
         return self.warm_steps + self.lora.initial_steps + self.steps
 
+    @property
+    def samples(self) -> int:
+        """How many prompts a run takes from its list; the warm start has pairs of its own."""
+        return self.batch_size * (self.lora.initial_steps + self.steps)
+
 
 #: A resumed run may change these; everything else would make it another run.
 FREE_TO_CHANGE = {
@@ -274,8 +287,8 @@ def load(path: str | Path, output: str | None = None, changes: Sequence[str] = (
     """
     content, places = _read(shipped(path), ())
     for change in changes:
-        key, value = _change(change)
-        _put(content, key, value)
+        key, value = change_of(change)
+        put(content, key, value)
         for end in range(1, len(key)):  # blocks that the file does not have
             places.setdefault(".".join(key[:end]), f"--set {quoted(change)}")
         places[".".join(key)] = f"--set {quoted(change)}"
@@ -306,14 +319,16 @@ def _merged(base: dict, over: dict) -> dict:
     return merged
 
 
-def _change(text: str) -> tuple[list[str], Any]:
+def change_of(text: str) -> tuple[list[str], Any]:
+    """A KEY=VALUE of --set: the parts of its key, and the value. Raises UserError."""
     key, equals, value = text.partition("=")
     if not equals or not all(key.split(".")):
         raise UserError(f"--set {quoted(text)}: write a setting and its value, as in --set lora.rank=32.")
     return key.split("."), read_value(value, f"--set {quoted(text)}")
 
 
-def _put(content: dict, keys: Sequence[str], value: Any) -> None:
+def put(content: dict, keys: Sequence[str], value: Any) -> None:
+    """Puts it into the plain values of a file."""
     for key in keys[:-1]:
         if content.get(key) is None:
             content[key] = {}
@@ -353,6 +368,11 @@ def parse(content: dict, source: str = "config", places: Mapping[str, str] | Non
 def to_dict(config: Config) -> dict:
     """Plain values, as `parse` reads them."""
     return config.model_dump(mode="json")
+
+
+def digest(config: Config) -> str:
+    """SHA-256 of all settings, hexadecimal."""
+    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()
 
 
 def flat(config: Config) -> Iterator[tuple[str, Any]]:

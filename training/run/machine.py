@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from ..errors import UserError, quoted, quoted_value
 from ..networks.sharding import own_part
-from ..recipe.config import Config
 
 OPTIMIZER_BYTES = {"adamw": 8, "adamw_8bit": 2}  # a weight
 
@@ -146,20 +145,20 @@ def memory_gib(device: torch.device) -> float:
     return psutil.Process().memory_info().rss / 2**30
 
 
-def check_memory(config: Config, device: torch.device, weights: list[nn.Parameter]) -> None:
+def check_memory(optimizer: str, device: torch.device, weights: list[nn.Parameter], remedies: str) -> None:
     """Raises UserError where the gradients and optimiser states of these weights alone do not fit in what is free.
 
-    Of weights that are split over the processes, this one's parts count.
+    Of weights that are split over the processes, this one's parts count. remedies: the sentence's end.
     """
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     else:
         free = psutil.virtual_memory().available
-    needed = sum(own_part(weight).numel() for weight in weights) * (4 + OPTIMIZER_BYTES[config.optimizer])
+    needed = sum(own_part(weight).numel() for weight in weights) * (4 + OPTIMIZER_BYTES[optimizer])
     if needed > free:
         raise UserError(
             f"Too little memory: gradients and optimiser states take {needed / 2**30:.1f} GiB, {free / 2**30:.1f} are "
-            f"free; {remedies(config)}."
+            f"free; {remedies}."
         )
 
 
@@ -169,25 +168,11 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 @contextlib.contextmanager
-def out_of_memory_told(config: Config) -> Iterator[None]:
-    """Out of memory as one sentence that names the settings which help."""
+def out_of_memory_told(remedies: str) -> Iterator[None]:
+    """Out of memory as one sentence that names what helps."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise UserError(f"Out of memory; {remedies(config)}. The last checkpoint is whole: --resume goes on.") from None
-
-
-def remedies(config: Config) -> str:
-    """The settings that save memory and are not set yet, the most helpful first."""
-    helpful = {
-        "gradient_checkpointing: true": not config.gradient_checkpointing,
-        f"micro_batch: {max(1, (config.micro_batch or config.batch_size) // 4)}": config.micro_batch != 1,
-        "mixed_precision: bf16": config.mixed_precision == "no",
-        "optimizer: adamw_8bit": config.optimizer == "adamw",
-        "student.ema_device: cpu": config.student.ema_decay is not None and config.student.ema_device == "same",
-        "student.lora: {rank: 64}": config.student.lora is None,
-    }
-    untried = [setting for setting, helps in helpful.items() if helps]
-    return "set " + ", then ".join(f"`{setting}`" for setting in untried) if untried else "a larger GPU is needed"
+        raise UserError(f"Out of memory; {remedies}. The last checkpoint is whole: --resume goes on.") from None

@@ -102,7 +102,8 @@ def digest_of(network: nn.Module, also: str = "", dtype: torch.dtype | None = No
 
 def _digest_of_schedule(backbone: LatentDiffusion) -> str:
     """Of its settings, not of alpha itself, which another version of PyTorch may round otherwise."""
-    named = {key: backbone.sampler.config.get(key) for key in BETAS}
+    config = backbone.sampler.config
+    named = {key: config.get(key) for key in BETAS} | ({"shift": config["shift"]} if "shift" in config else {})
     return hashlib.sha256(json.dumps([backbone.prediction_type, named], default=str).encode()).hexdigest()
 
 

@@ -17,15 +17,16 @@ from ..method.guidance import unequal_scales
 from ..networks.adapter import add_adapter
 from ..networks.backbones import backbone_class
 from ..networks.sharding import gathered_at_once
-from ..networks.text import Text
-from ..prompts.repeats import few_prompts_before_a_run
+from ..prompts.repeats import LISTS, NEGATIVE_LISTS, few_prompts_before_a_run
 from ..recipe.config import Config, to_dict
+from ..recipe.savings import remedies
 from .machine import OPTIMIZER_BYTES, precision_of, share_of
 
 GIB = 2**30
 #: Peak dense bf16 arithmetic of single GPUs, by their makers, TFLOP/s; a training step reaches some 40% of it.
 PEAKS = {"RTX 4090": 165, "A100": 312, "H100": 989}
 REACHED = 0.4
+CARD = 24  # GB of the cards that people have
 
 
 @dataclass
@@ -41,6 +42,7 @@ class Plan:
 def plan(config: Config, processes: int = 1) -> Plan:
     """Raises UserError if the teacher's config cannot be had."""
     backbone = backbone_class(config.backbone)
+    backbone.check_start(config.start.timestep, config.start.noise)
     described = backbone.describe(config.teacher, config.teacher_parts)
     bf16 = precision_of(config.mixed_precision, config.device) == "bf16"
     with torch.device("meta"):
@@ -49,7 +51,7 @@ def plan(config: Config, processes: int = 1) -> Plan:
         denoiser = _count(teacher)
         lora = _count(add_adapter(teacher, config.lora), trainable=True)
     _, batch = share_of(config.batch_size, config.micro_batch, processes)
-    shape = _latent_shape(config, described)
+    shape = described["in_channels"], *(config.latent_size or backbone.own_size(described))
     sample = backbone.bare(network)
     forward = _forward_flops(sample, shape)
     kept = _activations(sample, shape, batch, bf16, config.gradient_checkpointing)
@@ -108,6 +110,9 @@ def report(config: Config, processes: int = 1) -> str:
     lines += [f"{name + ':':44}{count / 1e6:10.1f} M parameters" for name, count in planned.parameters.items()]
     lines += [f"{name + ':':44}{size / GIB:10.2f} GiB" for name, size in planned.memory.items()]
     lines.append(f"{'together, on each GPU:':44}{sum(planned.memory.values()) / GIB:10.2f} GiB")
+    fits = sum(planned.memory.values()) / GIB < CARD
+    told = "fits" if fits else f"does not fit; {remedies(config)}"
+    lines.append(f"{f'a card of {CARD} GB:':44}{told}")
     lines.append("  (the text encoder, the autoencoder, CLIP and the working memory of single layers come on top)")
     forwards = network_forwards(config)
     lines.append(f"{'arithmetic of a step:':44}{planned.flops / 1e12:10.1f} TFLOP, {forwards:g} forwards a sample")
@@ -115,7 +120,11 @@ def report(config: Config, processes: int = 1) -> str:
         hours = planned.flops * planned.steps / (peak * 1e12 * REACHED) / 3600
         use = f"{planned.steps} steps on {processes} {name}:"
         lines.append(f"{use:44}{hours / processes:10.0f} hours at {REACHED:.0%} of {peak} TFLOP/s")
-    lines += [f"warning: {sentence}" for sentence in few_prompts_before_a_run(config)]
+    of_prompts = (config.prompt_column, config.skip_bad_prompts)
+    few = [few_prompts_before_a_run(config.prompts, config.samples, LISTS, *of_prompts)]
+    if config.nasa:
+        few.append(few_prompts_before_a_run(config.nasa.prompts, config.samples, NEGATIVE_LISTS))
+    lines += [f"warning: {sentence}" for sentence in few if sentence]
     return "\n".join(lines)
 
 
@@ -142,15 +151,9 @@ def _count(network: nn.Module, trainable: bool = False) -> int:
     return sum(weight.numel() for weight in network.parameters() if weight.requires_grad or not trainable)
 
 
-def _latent_shape(config: Config, described: dict) -> tuple[int, int, int]:
-    height, width = config.latent_size or backbone_class(config.backbone).own_size(described)
-    return described["in_channels"], height, width
-
-
 def _call(backbone, shape: tuple[int, int, int], batch: int, dtype: torch.dtype) -> Tensor:
-    tokens, width, masked = backbone.text_shape
     with torch.device("meta"):
-        text = Text(torch.empty(batch, tokens, width, dtype=dtype), torch.ones(batch, tokens) if masked else None)
+        text = backbone.text_shape.filled(lambda shape: torch.empty(shape, dtype=dtype), batch)
         t = torch.zeros(batch, dtype=torch.long)
         return backbone.output(backbone.network, torch.empty(batch, *shape, dtype=dtype), t, text)
 
@@ -159,6 +162,15 @@ def _forward_flops(backbone, shape: tuple[int, int, int]) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         _call(backbone, shape, 1, torch.float32)
     return counter.get_total_flops()
+
+
+def forward_flops(kind: str, source: str, parts: str | None = None) -> int:
+    """Of one forward of one picture, by the model's config. kind: the setting `backbone`. Raises UserError."""
+    backbone = backbone_class(kind)
+    described = backbone.describe(source, parts)
+    with torch.device("meta"):
+        network = backbone.network_class.from_config(described)
+    return _forward_flops(backbone.bare(network), (described["in_channels"], *backbone.own_size(described)))
 
 
 def _activations(backbone, shape: tuple[int, int, int], batch: int, bf16: bool, checkpointing: bool) -> float:

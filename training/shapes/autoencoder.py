@@ -31,17 +31,19 @@ def pictures() -> torch.Tensor:
 
 @torch.no_grad()
 def decode(autoencoder: AutoencoderTiny, codes: torch.Tensor) -> np.ndarray:
-    """Latents float32 [N, 4, 4, 4] as pictures, uint8 [N, 32, 32, 3]."""
+    """Latents float32 [N, c, h, w] as pictures, uint8 [N, H, W, 3]."""
     decoded = torch.cat([autoencoder.decode(part).sample for part in codes.split(100)])
     return ((decoded.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def _optimizer(weights, steps: int):
-    optimizer = torch.optim.AdamW(weights, lr=LEARNING_RATE, weight_decay=0)
-    return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.05)
+def fitting(weights, steps: int, learning_rate: float = LEARNING_RATE):
+    """An optimizer of ``weights`` and its schedule over ``steps``."""
+    optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0)
+    return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.05)
 
 
-def _update(loss, weights, optimizer, schedule) -> None:
+def update(loss, weights, optimizer, schedule) -> None:
+    """One step down the gradient of ``loss``."""
     optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(weights, 1.0)
@@ -60,7 +62,7 @@ def train_both(model: AutoencoderTiny, seed: int = 0) -> None:
     """First phase, from nothing: the encoder reads the code off pictures, the decoder writes pictures from it."""
     torch.manual_seed(seed)
     seen, codes, weights = pictures(), latents(), list(model.parameters())
-    optimizer, schedule = _optimizer(weights, STEPS)
+    optimizer, schedule = fitting(weights, STEPS)
     for _ in tqdm(range(STEPS), desc="autoencoder"):
         chosen = torch.randint(len(seen), (BATCH,))
         picture, code = seen[chosen], codes[chosen]
@@ -68,7 +70,7 @@ def train_both(model: AutoencoderTiny, seed: int = 0) -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             encoded = model.encode(picture + PICTURE_NOISE * torch.randn_like(picture)).latents.float()
         loss = _written(model, code + noise, picture, 0.2) + 0.1 * functional.mse_loss(encoded, code)
-        _update(loss, weights, optimizer, schedule)
+        update(loss, weights, optimizer, schedule)
 
 
 def train_decoder(model: AutoencoderTiny, seed: int = 1) -> None:
@@ -76,13 +78,13 @@ def train_decoder(model: AutoencoderTiny, seed: int = 1) -> None:
     torch.manual_seed(seed)
     seen, codes, weights = pictures(), latents(), list(model.decoder.parameters())
     patterns = torch.linalg.svd(codes.flatten(1), full_matrices=False)[2][:13]  # orthonormal, [13, 64]
-    optimizer, schedule = _optimizer(weights, DECODER_STEPS)
+    optimizer, schedule = fitting(weights, DECODER_STEPS)
     for _ in tqdm(range(DECODER_STEPS), desc="decoder"):
         chosen = torch.randint(len(seen), (BATCH,))
         off = OFF_CODE * torch.rand(BATCH, 1) * torch.randn(BATCH, len(patterns)) @ patterns
         noise = 0.2 * torch.rand(BATCH, 1, 1, 1) * torch.randn_like(codes[chosen])
         loss = _written(model, codes[chosen] + off.view_as(noise) + noise, seen[chosen], 1.0)
-        _update(loss, weights, optimizer, schedule)
+        update(loss, weights, optimizer, schedule)
 
 
 def train(folder: Path) -> AutoencoderTiny:

@@ -8,17 +8,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from ..distill import distill
 from ..export import export
 from ..export.verify import load_unet
-from ..method.warm_start import ddim_sample
 from ..networks.backbones.stable_diffusion import StableDiffusion
-from ..networks.text import Text
 from ..recipe import config as configuration
 from . import autoencoder, detector, teacher, text, weights
 from .measurement import ALPHA, accuracy_captions, matches, share_of_colors
+from .sampling import many_steps, one_step
 from .world import CAPTIONS
 
 TEACHER_STEPS, TEACHER_SCALES = 25, (1.0, 1.5, 2.0)
@@ -49,47 +47,24 @@ def make_teacher(folder: Path) -> Path:
     return target
 
 
-@torch.no_grad()
-def teacher_accuracy(backbone: StableDiffusion, scale: float, count: int = PICTURES, seed: int = 0) -> float:
+def accuracy(backbone: StableDiffusion, latents: torch.Tensor, captions: list[str]) -> float:
+    """Share of pictures that show the named color and shape."""
+    readings = detector.read(backbone.decode(latents))
+    return sum(matches(reading, caption) for reading, caption in zip(readings, captions, strict=True)) / len(captions)
+
+
+def teacher_accuracy(backbone: StableDiffusion, scale: float, count: int = PICTURES) -> float:
     """Share of ``count`` pictures by 25 steps of DDIM at CFG ``scale`` that show the named color and shape."""
     captions = accuracy_captions(count)
-    noise = torch.randn(count, *backbone.latent_shape(), generator=torch.Generator().manual_seed(seed))
-    embeddings = backbone.encode(sorted(set(captions)))
-    where = {caption: index for index, caption in enumerate(sorted(set(captions)))}
-    null = backbone.encode([""])
-
-    def predict(x, t, words):
-        return backbone.predict(backbone.network, x, t, words)
-
-    latents = []
-    for first in tqdm(range(0, count, 50), desc=f"teacher, {TEACHER_STEPS} steps, CFG {scale:g}"):
-        words = embeddings[[where[caption] for caption in captions[first : first + 50]]]
-        part = noise[first : first + 50]
-        empty = null.repeat(len(words))
-        latents.append(ddim_sample(backbone.sampler, predict, part, words, empty, TEACHER_STEPS, scale))
-    readings = detector.read(backbone.decode(torch.cat(latents)))
-    return sum(matches(reading, caption) for reading, caption in zip(readings, captions, strict=True)) / count
-
-
-@torch.no_grad()
-def student_pictures(backbone: StableDiffusion, student, start, captions: list[str], seed: int = 0) -> list:
-    """Readings of one picture a caption, by one step."""
-    noise = torch.randn(len(captions), *backbone.latent_shape(), generator=torch.Generator().manual_seed(seed))
-    words = {caption: backbone.encode([caption]) for caption in sorted(set(captions))}
-    latents = []
-    for first in range(0, len(captions), 50):
-        embeddings = Text.join(*(words[caption] for caption in captions[first : first + 50]))
-        latents.append(backbone.one_step(student, noise[first : first + 50], embeddings, start.timestep, start.noise))
-    return detector.read(backbone.decode(torch.cat(latents)))
+    return accuracy(backbone, many_steps(backbone, captions, TEACHER_STEPS, scale), captions)
 
 
 def student_figures(backbone: StableDiffusion, student, start) -> dict:
     """The two figures that the demo measures again in ComfyUI."""
     captions = accuracy_captions(PICTURES)
-    readings = student_pictures(backbone, student, start, captions)
-    right = sum(matches(reading, caption) for reading, caption in zip(readings, captions, strict=True))
-    colors = share_of_colors(student_pictures(backbone, student, start, ["a colored circle"] * PICTURES, seed=1))
-    return {"student_accuracy": right / PICTURES, "student_colors": colors}
+    right = accuracy(backbone, one_step(backbone, student, start, captions), captions)
+    latents = one_step(backbone, student, start, ["a colored circle"] * PICTURES, seed=1)
+    return {"student_accuracy": right, "student_colors": share_of_colors(detector.read(backbone.decode(latents)))}
 
 
 def make_model(folder: Path, target: Path = weights.FOLDER) -> dict:

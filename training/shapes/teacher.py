@@ -5,43 +5,31 @@ the pictures that fit the caption. Regressing to it instead of to the drawn nois
 target, which is what lets 25M parameters learn on two cores.
 """
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from tqdm import tqdm
 
-from ..errors import UserError
-from ..files import atomic_file
 from ..method.draws import generator
+from . import training_loop
 from .latent_code import latents
 from .text import encode
+from .training_loop import LoopSettings
 from .world import CAPTIONS, ITEMS, Caption
 
 
 @dataclass(frozen=True)
-class TeacherSettings:
+class TeacherSettings(LoopSettings):
     """How the teacher is trained; saved in the record beside the weights."""
 
-    steps: int = 1800
-    batch: int = 64
-    learning_rate: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.99)
-    warm_up: int = 100
-    cool_down: float = 0.35  # the last share of the steps, over which the learning rate falls to 0
-    ema_decay: float = 0.995
     middle_share: float = 0.5  # of the batch at timesteps 350 to 850, where text and noise decide the picture
     weight_cap: float = 60.0  # the weight sigma^2 / alpha^2 makes the loss that of x0; capped at high noise
     weight_floor: float = 0.05
     null_share: float = 0.1  # of the batch with the empty caption
     bare_share: float = 0.15  # ... with a caption of one or two words, such as "red"
     choice_share: float = 0.0  # ... with a caption that leaves a choice, such as "a red or blue circle"
-    bf16: bool = True
-    seed: int = 0
-    checkpoint_every: int = 100
 
 
 def scheduler() -> DDIMScheduler:
@@ -144,12 +132,6 @@ class NoisedBatch:
         return cls(noised, world.denoise(noised, alpha, sigma, captions), timesteps, alpha[wide], sigma[wide])
 
 
-def _learning_rate(settings: TeacherSettings, step: int) -> float:
-    """The factor on the learning rate: up, level, down to 0."""
-    left = (settings.steps - step) / (settings.cool_down * settings.steps)
-    return min(1.0, (step + 1) / settings.warm_up, left)
-
-
 def _timesteps(settings: TeacherSettings, generator: torch.Generator) -> torch.Tensor:
     """Timesteps int64 [batch]: over all noise levels, and a share where the picture is decided."""
     middle = int(settings.middle_share * settings.batch)
@@ -167,66 +149,39 @@ FIRST = TeacherSettings()
 SECOND = TeacherSettings(steps=700, learning_rate=6e-4, warm_up=50, cool_down=0.6, choice_share=0.35, seed=1)
 
 
+class Lesson:
+    """The lesson (``training_loop.py``): the exact denoiser of the drawn world."""
+
+    def __init__(self, settings: TeacherSettings):
+        self.settings, self.world = settings, World()
+        self.embeddings = encode([caption.text() for caption in CAPTIONS])
+
+    def loss(self, network: UNet2DConditionModel, step: int) -> torch.Tensor:
+        """The weighted mean square error in eps."""
+        settings = self.settings
+        random, noise = np.random.RandomState((settings.seed, step)), generator(settings.seed, step)
+        items, captions = self.world.draw(random, settings)
+        batch = NoisedBatch.make(self.world, items, captions, _timesteps(settings, noise), noise)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=settings.bf16):
+            eps = network(batch.noised, batch.timesteps, self.embeddings[captions]).sample
+        target = (batch.noised - batch.alpha * batch.x0) / batch.sigma
+        weight = (batch.sigma / batch.alpha).square().clamp(settings.weight_floor, settings.weight_cap)
+        return (weight * (eps.float() - target).square()).mean()
+
+    def errors(self, network: UNet2DConditionModel) -> dict:
+        """The distance from the exact x0 at several timesteps."""
+        timesteps = (250, 500, 625, 750, 950)
+        return {"x0_error": {timestep: self.world.error(network, self.embeddings, timestep) for timestep in timesteps}}
+
+
 def train(folder: Path, settings: TeacherSettings, start: Path | None = None) -> UNet2DConditionModel:
     """Train into the diffusers folder ``folder``, from nothing or from the network in the folder ``start``.
 
-    Goes on where an earlier run stopped, and loads what is finished. Writes ``folder/state.pt`` and
-    ``folder/log.jsonl`` as it goes. Raises UserError if the state there belongs to other settings.
+    Goes on where an earlier run stopped, and loads what is finished. Raises UserError as ``training_loop.train`` does.
     """
-    state_file = folder / "state.pt"  # gone once the network is saved
-    if (folder / "config.json").exists() and not state_file.exists():
-        return UNet2DConditionModel.from_pretrained(folder).eval().requires_grad_(False)
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(settings.seed)
-    world, embeddings = World(), encode([caption.text() for caption in CAPTIONS])
-    network = (UNet2DConditionModel.from_pretrained(start) if start else untrained()).train()
-    average = {name: weight.detach().clone() for name, weight in network.state_dict().items()}
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=settings.learning_rate, betas=settings.betas, weight_decay=0.0, fused=True
+    return training_loop.train(
+        folder,
+        settings,
+        lambda: Lesson(settings),
+        lambda: UNet2DConditionModel.from_pretrained(start) if start else untrained(),
     )
-    first = 0
-    if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
-        if state["settings"] != json.dumps(asdict(settings)):
-            raise UserError(f"{state_file} belongs to other settings: remove the folder or take those settings back")
-        first = state["step"]
-        network.load_state_dict(state["network"])
-        average = state["average"]
-        optimizer.load_state_dict(state["optimizer"])
-    bar = tqdm(range(first, settings.steps), initial=first, total=settings.steps, desc="teacher", mininterval=10)
-    for step in bar:
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * _learning_rate(settings, step)
-        random, noise = np.random.RandomState((settings.seed, step)), generator(settings.seed, step)
-        items, captions = world.draw(random, settings)
-        batch = NoisedBatch.make(world, items, captions, _timesteps(settings, noise), noise)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=settings.bf16):
-            eps = network(batch.noised, batch.timesteps, embeddings[captions]).sample
-        target = (batch.noised - batch.alpha * batch.x0) / batch.sigma
-        weight = (batch.sigma / batch.alpha).square().clamp(settings.weight_floor, settings.weight_cap)
-        loss = (weight * (eps.float() - target).square()).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        decay = min(settings.ema_decay, (step + 1) / (step + 10))
-        torch._foreach_lerp_(list(average.values()), list(network.state_dict().values()), 1 - decay)
-        bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-        done = step + 1
-        if done % settings.checkpoint_every == 0 or done == settings.steps:
-            errors = {timestep: world.error(network, embeddings, timestep) for timestep in (250, 500, 625, 750, 950)}
-            with open(folder / "log.jsonl", "a") as log:
-                log.write(json.dumps({"step": done, "loss": loss.item(), "x0_error": errors}) + "\n")
-            state = {
-                "settings": json.dumps(asdict(settings)),
-                "step": done,
-                "network": network.state_dict(),
-                "average": average,
-                "optimizer": optimizer.state_dict(),
-            }
-            with atomic_file(state_file) as temporary:
-                torch.save(state, temporary)
-    network.load_state_dict(average)
-    network.eval().requires_grad_(False).save_pretrained(folder)
-    state_file.unlink()
-    return network

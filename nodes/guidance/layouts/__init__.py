@@ -64,6 +64,7 @@ LAYOUTS = {
     "comfy.ldm.genmo.joint_model.asymm_models_joint.AsymmDiTJoint": "mochi",
     "comfy.ldm.cogvideo.model.CogVideoXTransformer3DModel": "cogvideox",
     "comfy.ldm.hidream.model.HiDreamImageTransformer2DModel": "hidream",
+    "comfy.ldm.hidream_o1.model.HiDreamO1Transformer": "hidream_o1",
     "comfy.ldm.pixeldit.model.PixDiT_T2I": "pixeldit",
     "comfy.ldm.minimax.model.MiniMaxH3Model": "minimax_h3",
     "comfy.ldm.krea2.model.SingleStreamDiT": "krea2",
@@ -99,8 +100,8 @@ MODELS = (
     "SD 1.x", "SD 2.x", "SDXL", "SD 3", "Flux", "LongCat", "Ovis-Image", "OmniGen 2", "PixArt", "HunyuanDiT",
     "LTX-Video", "LTX-2", "Wan", "Cosmos", "Cosmos-Predict2", "Anima", "Kandinsky 5", "ACE-Step", "Stable Audio",
     "Qwen-Image", "Lumina 2", "Z-Image", "Mage-Flow", "Lens", "ERNIE-Image", "JoyImage", "Mochi", "CogVideoX",
-    "HiDream-I1", "PixelDiT", "PiD", "MiniMax H3", "Krea 2", "AuraFlow", "Chroma", "HunyuanVideo",
-    "HunyuanImage", "Ideogram 4", "Boogu",
+    "HiDream-I1", "HiDream-O1", "PixelDiT", "PiD", "MiniMax H3", "Krea 2", "AuraFlow", "Chroma",
+    "HunyuanVideo", "HunyuanImage", "Ideogram 4", "Boogu",
 )  # fmt: skip
 MODELS_IN_WORDS = f"{', '.join(MODELS[:-1])} or {MODELS[-1]}"
 

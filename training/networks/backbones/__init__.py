@@ -13,7 +13,7 @@ from .latent_diffusion import LatentDiffusion
 
 def backbone_class(name: str) -> type[LatentDiffusion]:
     """The class of the file NAME.py. Raises UserError for a name without a file."""
-    shared = {"__init__", "latent_diffusion", "schedule", "sources"}
+    shared = {"__init__", "latent_diffusion", "schedule", "flow_schedule", "sources"}
     known = sorted({file.stem for file in Path(__file__).parent.glob("*.py")} - shared)
     if name not in known:
         raise UserError(f"backbone is {quoted_value(name)}; allowed is one of {', '.join(known)}.")

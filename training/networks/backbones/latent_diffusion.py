@@ -9,7 +9,8 @@ from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, ModelMixin
 from torch import Tensor, nn
 
 from ...errors import UserError, quoted, quoted_value
-from ..text import Text
+from ..parameterization import PREDICTIONS
+from ..text import Text, TextShape
 from .schedule import read_schedule
 from .sources import check_source, is_single_file, load_config, load_network
 
@@ -20,16 +21,17 @@ class LatentDiffusion:
     """All parts of a teacher, frozen, on one device; networks in fp32.
 
     alphas, sigmas: fp32 [timesteps], x_t = alphas[t] x0 + sigmas[t] eps, from the schedule itself.
-    network: the teacher's denoiser.
+    prediction_type: what the network says, of parameterization.py. network: the teacher's denoiser.
 
-    A subclass gives the class attributes, `load_text`, `encode`, `output`, `text_shape` and `multiple`, and
-    `read_single_file` if it has one.
+    A subclass gives the class attributes, `load_text`, `encode`, `output`, `text_shape` and `multiple`,
+    `read_single_file` if it has one, and `load_schedule` where its schedule is not one of betas.
     """
 
     folder: str  # the denoiser's folder in a diffusers model
     network_class: type[ModelMixin]
     class_names: tuple[str, ...]  # under which a config.json may name that class
     known: dict[str, dict[str, Any]]  # {hub name: the denoiser's config.json}, so that --dry-run works off line
+    noises: tuple[str, ...] = ("unit", "vp")  # what a student may start from (start.noise), the usual one first
 
     def __init__(self, source: str, device: torch.device | str = "cpu", parts: str | None = None):
         """`source`: diffusers folder, hub name, or single .safetensors file of the denoiser or of all parts.
@@ -52,10 +54,8 @@ class LatentDiffusion:
                 f"come from {self.parts}, which cannot be had: set `teacher_parts` to a diffusers folder of that model "
                 f"({quoted(error)})"
             ) from None
-        self.sampler, self.prediction_type = read_schedule(config, source)
-        cumulative = self.sampler.alphas_cumprod.double()
-        self.alphas = cumulative.sqrt().float().to(self.device)
-        self.sigmas = (1 - cumulative).sqrt().float().to(self.device)
+        alphas, sigmas = self.load_schedule(config)
+        self.alphas, self.sigmas = alphas.to(self.device), sigmas.to(self.device)
         self.network: nn.Module = self.load_network(source)
         vae_class = VAES.get(str(load_config(self.network_class, self.parts, "vae").get("_class_name")))
         if vae_class is None:
@@ -84,13 +84,20 @@ class LatentDiffusion:
         raise NotImplementedError
 
     def output(self, network: nn.Module, x_t: Tensor, t: Tensor, text: Text, **arguments: Any) -> Tensor:
-        """What `network` says, fp32 [n, c, h, w]: eps or v."""
+        """What `network` says, fp32 [n, c, h, w], of the kind that `prediction_type` names."""
         raise NotImplementedError
 
     @property
-    def text_shape(self) -> tuple[int, int, bool]:
-        """Tokens, width, and whether there is a mask."""
+    def text_shape(self) -> TextShape:
+        """What `output` reads of a prompt."""
         raise NotImplementedError
+
+    def load_schedule(self, config: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """alphas and sigmas, of the teacher's scheduler_config.json; sets `sampler`, the teacher's own deterministic
+        one (its `step` takes eps), and `prediction_type`. Raises UserError."""
+        self.sampler, self.prediction_type = read_schedule(config, self.source)
+        cumulative = self.sampler.alphas_cumprod.double()
+        return cumulative.sqrt().float(), (1 - cumulative).sqrt().float()
 
     def read_single_file(self, path: str, network: nn.Module) -> nn.Module:
         """`network` with the weights of a single file. Raises UserError."""
@@ -165,20 +172,23 @@ class LatentDiffusion:
                 f"{quoted(self.source)}: the text encoder is {width} wide, the {self.folder} wants {quoted(wanted)}; "
                 f"they are no pair."
             )
-        if len(self.tokenizer) > known:
+        self.check_vocabulary(self.tokenizer, known)
+
+    def check_vocabulary(self, tokenizer: Any, known: int) -> None:
+        """Raises UserError where a tokenizer has more tokens than its text encoder knows."""
+        if len(tokenizer) > known:
             raise UserError(
-                f"{quoted(self.parts)}: the tokenizer knows {len(self.tokenizer)} tokens, the text encoder only "
-                f"{known}; they are no pair."
+                f"{quoted(self.parts)}: the tokenizer knows {len(tokenizer)} tokens, the text encoder only {known}; "
+                f"they are no pair."
             )
 
     @torch.no_grad()
     def check_call(self) -> None:
         """One small forward. Raises UserError for a denoiser that wants other inputs, or answers NaN."""
-        tokens, width, masked = self.text_shape
         random = torch.Generator().manual_seed(0)
         side = max(8, self.multiple)
         x_t = torch.randn((1, self.network.config.in_channels, side, side), generator=random).to(self.device)
-        text = Text(torch.randn((1, tokens, width), generator=random), torch.ones(1, tokens).long() if masked else None)
+        text = self.text_shape.filled(lambda shape: torch.randn(shape, generator=random))
         try:
             eps = self.output(self.network, x_t, torch.tensor([500], device=self.device), text.to(self.device))
         except Exception as error:
@@ -193,6 +203,10 @@ class LatentDiffusion:
             raise UserError(
                 f"The {self.folder} of the teacher {quoted(self.source)} answers {told}; give another teacher."
             )
+
+    @classmethod
+    def check_start(cls, timestep: int, noise: str) -> None:
+        """Raises UserError for a start (the settings `start.timestep` and `start.noise`) that no student can have."""
 
     def check_timesteps(self, latest: dict[str, int]) -> None:
         """`latest`: {setting: its last timestep}. Raises UserError for one that this schedule does not have."""
@@ -212,15 +226,9 @@ class LatentDiffusion:
         raise NotImplementedError
 
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, text: Text, **arguments: Any) -> Tensor:
-        """eps fp32 [n, c, h, w] by `network`: the student or either teacher. t [n] int64; `arguments` go to it.
-
-        Where it predicts v = alpha_t eps - sigma_t x0: eps = alpha_t v + sigma_t x_t.
-        """
-        said = self.output(network, x_t, t, text, **arguments)
-        if self.prediction_type == "epsilon":
-            return said
-        alpha, sigma = self.coefficients(t)
-        return alpha * said + sigma * x_t
+        """eps fp32 [n, c, h, w] by `network`: the student or either teacher. t [n] int64; `arguments` go to it."""
+        to_eps, _ = PREDICTIONS[self.prediction_type]
+        return to_eps(self.output(network, x_t, t, text, **arguments), x_t, *self.coefficients(t))
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """alpha_t and sigma_t, fp32 [n, 1, 1, 1]."""
@@ -240,15 +248,16 @@ class LatentDiffusion:
         noise: Literal["unit", "vp"],
         **arguments: Any,
     ) -> Tensor:
-        """x0 = (x - sigma_t eps(x, t)) / alpha_t in fp32, with x = z (unit) or sigma_t z (vp).
+        """x0 of what the network says of x, in fp32, with x = z (unit) or sigma_t z (vp).
 
-        Where t is the last one, 1 / alpha_t is 14.6 for SD, 157 for PixArt: rounding eps to bf16 alone costs .024 and
-        .26 RMS.
+        Of eps it is (x - sigma_t eps) / alpha_t: where t is the last one, 1 / alpha_t is 14.6 for SD, 157 for PixArt,
+        and rounding eps to bf16 alone costs .024 and .26 RMS.
         """
         t = torch.full((len(z),), timestep, dtype=torch.long, device=z.device)
         alpha, sigma = self.coefficients(t)
         x = z.float() if noise == "unit" else sigma * z.float()
-        return (x - sigma * self.predict(network, x, t, text, **arguments)) / alpha
+        _, to_x0 = PREDICTIONS[self.prediction_type]
+        return to_x0(self.output(network, x, t, text, **arguments), x, alpha, sigma)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> numpy.ndarray:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, T5Config, T5EncoderModel
 
 from ...errors import UserError, quoted
-from ..text import Text
+from ..text import Text, TextShape
 from .latent_diffusion import LatentDiffusion
 from .sources import fill, load_network, load_part, load_tokenizer, read_tensors
 
@@ -60,8 +60,8 @@ class PixArt(LatentDiffusion):
         return self.network.config.patch_size
 
     @property
-    def text_shape(self) -> tuple[int, int, bool]:
-        return TOKENS, self.network.config.caption_channels, True
+    def text_shape(self) -> TextShape:
+        return TextShape(TOKENS, self.network.config.caption_channels, masked=True)
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Text:

@@ -29,7 +29,8 @@ def read_schedule(config: dict[str, Any], source: str) -> tuple[DDIMScheduler, s
         flow = " with flow sigmas" if name in BETAS else ""
         raise UserError(
             f"The teacher {quoted(source)} has the scheduler {quoted(name)}{flow}; PG-SB here needs a "
-            f"schedule of betas, as Stable Diffusion 1.x, 2.x and PixArt have (DDIM, DDPM, Euler, DPM++)."
+            f"schedule of betas, as Stable Diffusion 1.x, 2.x and PixArt have (DDIM, DDPM, Euler, DPM++). Of "
+            f"flow models SD 3.x has one of its own: `backbone: stable_diffusion3`."
         )
     if prediction not in ("epsilon", "v_prediction"):
         raise UserError(

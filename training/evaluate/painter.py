@@ -1,0 +1,102 @@
+"""One variant of a model, as a function from prompts and noises to pictures."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+
+import numpy
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from ..method.warm_start import ddim_sample
+from ..networks.backbones import LatentDiffusion
+from ..networks.nasa import add_nasa, nasa_arguments
+from ..networks.text import Text
+from ..recipe.config import Start
+from .prompt_set import Prompt
+from .recipe import Variant
+
+#: Pictures uint8 [n, height, width, 3] of n prompts.
+Painter = Callable[[Sequence[Prompt]], numpy.ndarray]
+
+
+def make_painter(backbone: LatentDiffusion, start: Start, variant: Variant) -> Painter:
+    """`backbone.network` is what draws. Raises UserError where the variant does not fit it."""
+    given = {"timestep": variant.timestep, "noise": variant.noise}
+    start = start.model_copy(update={name: value for name, value in given.items() if value is not None})
+    if variant.steps == 1 or variant.sampler == "renoise":
+        backbone.check_timesteps({"the start of the one step": start.timestep})
+    elif variant.steps > len(backbone.alphas):
+        raise UserError(f"steps is {variant.steps}; this model has {len(backbone.alphas)} timesteps.")
+    if variant.negative == "nasa":
+        add_nasa(backbone.network)
+
+    @torch.no_grad()
+    def paint(prompts: Sequence[Prompt]) -> numpy.ndarray:
+        shape = backbone.latent_shape()
+        z = torch.stack([noise_of(variant.seed, prompt.id, shape) for prompt in prompts]).to(backbone.device)
+        latents = _latents(backbone, start, variant, prompts, z)
+        if not bool(latents.isfinite().all()):
+            raise UserError("The model answers NaN or infinite numbers; what was drawn before is kept.")
+        return backbone.decode(latents)
+
+    return paint
+
+
+def noise_of(seed: int, name: str, shape: tuple[int, ...]) -> Tensor:
+    """fp32, drawn on the CPU: the same whoever draws it, and in whatever company."""
+    return torch.randn(shape, generator=_generator(seed, name))
+
+
+def _generator(*parts: object) -> torch.Generator:
+    digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def _latents(backbone: LatentDiffusion, start: Start, variant: Variant, prompts: Sequence[Prompt], z: Tensor) -> Tensor:
+    text = backbone.encode([prompt.prompt for prompt in prompts])
+    negatives = [_negative(variant, prompt) for prompt in prompts]
+    away = backbone.encode(negatives)
+    alpha = torch.tensor([variant.alpha if negative else 0.0 for negative in negatives], device=z.device)
+    arguments = {}
+    if variant.negative == "nasa":
+        arguments = nasa_arguments(backbone.network, away.embeddings, alpha, away.mask)
+    if variant.negative == "embedding":
+        text = Text(text.embeddings - alpha.view(-1, 1, 1) * away.embeddings, text.mask)
+
+    def predict(x_t: Tensor, t: Tensor, words: Text) -> Tensor:
+        return backbone.predict(backbone.network, x_t, t, words, **arguments)
+
+    scale = _scale(variant, prompts, z.device)
+    if variant.steps > 1 and variant.sampler == "ddim":
+        return ddim_sample(backbone.sampler, predict, z, text, away, variant.steps, scale)
+
+    def one_step(x: Tensor, timestep: int, noise: str) -> Tensor:
+        """x0; it is linear in what the network says, so CFG of the one is CFG of the other."""
+        x0 = backbone.one_step(backbone.network, x, text, timestep, noise, **arguments)
+        if variant.guidance == 1 and variant.guidance_to is None:
+            return x0
+        other = backbone.one_step(backbone.network, x, away, timestep, noise, **arguments)
+        return other + scale * (x0 - other)
+
+    x0 = one_step(z, start.timestep, start.noise)
+    for number in range(1, variant.steps):
+        t = torch.full((len(z),), start.timestep * (variant.steps - number) // variant.steps, device=z.device)
+        fresh = [noise_of(variant.seed, f"{prompt.id}\0{number}", z.shape[1:]) for prompt in prompts]
+        x0 = one_step(backbone.add_noise(x0, torch.stack(fresh).to(z.device), t), int(t[0]), "unit")
+    return x0
+
+
+def _negative(variant: Variant, prompt: Prompt) -> str:
+    """What goes where the negative prompt goes; the empty one is CFG's null prompt."""
+    if variant.negative == "none":
+        return ""
+    return variant.negative_prompt or prompt.negative
+
+
+def _scale(variant: Variant, prompts: Sequence[Prompt], device: torch.device) -> Tensor | float:
+    if variant.guidance_to is None:
+        return float(variant.guidance)
+    drawn = [torch.rand((), generator=_generator(variant.seed, prompt.id, "guidance")) for prompt in prompts]
+    width = variant.guidance_to - variant.guidance
+    return (variant.guidance + width * torch.stack(drawn)).view(-1, 1, 1, 1).to(device)

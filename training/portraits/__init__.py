@@ -1,0 +1,1 @@
+"""The second demo world: captioned portraits of people and pets, and everything measured on them."""
