@@ -27,7 +27,7 @@ PLACE = """type => {
     app.canvas.ds.scale = 1
     app.canvas.ds.offset = [500, 250]
     app.canvas.setDirty(true, true)
-    app.canvas.select(node)
+    app.canvas.selectItems([node])  // `select` alone tells the toolbox nothing
 }"""
 OVER = """name => {  // where the pointer is over a widget
     const [node] = app.graph._nodes
