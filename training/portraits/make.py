@@ -117,10 +117,10 @@ def make_model(folder: Path, target: Path = weights.FOLDER) -> dict:
         **figures.of_one_step(backbone.network, settings.start, "teacher_one_step"),
         **figures.of_one_step(student.float().eval(), settings.start, "student"),
         "pictures": PICTURES,
-        "start": asdict(settings.start),
+        "start": recipe["start"],
         "teacher": asdict(teacher.SETTINGS),
         "autoencoder": {
-            "steps": [autoencoder.DECODER_STEPS, autoencoder.ENCODER_STEPS],
+            "steps": [autoencoder.READING_STEPS, autoencoder.DECODER_STEPS, autoencoder.ENCODER_STEPS],
             "batch": autoencoder.BATCH,
             "learning_rate": autoencoder.LEARNING_RATE,
         },
