@@ -14,17 +14,15 @@ from tqdm import tqdm
 
 from ..shapes.autoencoder import fitting, update
 from .drawing import paint
-from .latent_code import CHANNELS, PATTERNS, SHARES, indices, latents
+from .latent_code import CHANNELS, PATTERNS, indices, latents
 from .world import draw_items
 
-PICTURES, BATCH, READING_BATCH, LEARNING_RATE = 6000, 16, 64, 2e-3
-READING_STEPS, DECODER_STEPS, ENCODER_STEPS = 2000, 1800, 500
+PICTURES, BATCH, LEARNING_RATE = 6000, 16, 2e-3
+DECODER_STEPS, ENCODER_STEPS = 2500, 500
 LATENT_NOISE = 0.3  # deviation of the noise that the decoder must see through, at most
-OFF_CODE = 3.5  # ... and of that among the patterns of the code, where a student errs by a quarter of a value's length
+OFF_CODE = 1.5  # ... and of that among the patterns of the code, where a student errs
 PICTURE_NOISE = 0.05  # ... and of that on the pictures that the encoder reads, in -1..1
 WIDTH, NARROW = 64, 32
-ALL_PATTERNS = torch.cat(list(PATTERNS.values()))  # [18, 1024]
-COORDINATES = torch.cat([patterns / SHARES[name] ** 0.5 for name, patterns in PATTERNS.items()])
 FACTORS = 1.0, 0.0  # diffusers' scaling_factor and shift_factor: the network sees the latents as they are
 
 
@@ -56,46 +54,18 @@ def _drawn() -> tuple[Tensor, Tensor]:
     return pictures.permute(0, 3, 1, 2), latents(indices(items))
 
 
-class _Reading:
-    """The decoder's layers before it first grows, and what every one of their 8 x 8 places is asked for besides: the
-    code's 18 coordinates. Pixels alone hardly teach them glasses, beards and moods, whose waves change their sign from
-    place to place."""
-
-    def __init__(self, model: AutoencoderTiny):
-        self.layers = model.decoder.layers[:5]
-        self.head = torch.nn.Conv2d(NARROW, len(COORDINATES), 1)
-        self.weights = [*self.layers.parameters(), *self.head.parameters()]
-
-    def loss(self, noisy: Tensor, codes: Tensor) -> Tensor:
-        """Mean square error of the coordinates, each as a share of its attribute's length."""
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            found = self.head(self.layers(3 * torch.tanh(noisy / 3))).float()
-        return (found - (codes.flatten(1) @ COORDINATES.T)[..., None, None]).square().mean((0, 2, 3)).sum()
-
-
-def _noisy(codes: Tensor) -> Tensor:
-    """Codes that are off as a student's are, partly between two values."""
-    off = OFF_CODE * torch.rand(len(codes), 1) * torch.randn(len(codes), len(ALL_PATTERNS)) @ ALL_PATTERNS
-    return codes + off.view_as(codes) + LATENT_NOISE * torch.rand(len(codes), 1, 1, 1) * torch.randn_like(codes)
-
-
 def _train_decoder(model: AutoencoderTiny, pictures: Tensor, codes: Tensor) -> None:
-    """First what a code says, then to draw it."""
-    reading = _Reading(model)
-    optimizer, schedule = fitting(reading.weights, READING_STEPS, LEARNING_RATE)
-    for _ in tqdm(range(READING_STEPS), desc="reading", mininterval=10):
-        code = codes[torch.randint(len(codes), (READING_BATCH,))]
-        update(reading.loss(_noisy(code), code), reading.weights, optimizer, schedule)
-    weights = [*model.decoder.parameters(), *reading.head.parameters()]
-    optimizer, schedule = fitting(weights, DECODER_STEPS, LEARNING_RATE)
+    patterns = torch.cat(list(PATTERNS.values()))
+    optimizer, schedule = fitting(model.decoder.parameters(), DECODER_STEPS, LEARNING_RATE)
     for _ in tqdm(range(DECODER_STEPS), desc="decoder", mininterval=10):
         chosen = torch.randint(len(pictures), (BATCH,))
         code, picture = codes[chosen], pictures[chosen] / 127.5 - 1
-        noisy = _noisy(code)
+        off = OFF_CODE * torch.rand(BATCH, 1) * torch.randn(BATCH, len(patterns)) @ patterns
+        noise = LATENT_NOISE * torch.rand(BATCH, 1, 1, 1) * torch.randn_like(code)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            decoded = model.decode(noisy).sample.float()
-        drawn = functional.mse_loss(decoded, picture) + functional.l1_loss(decoded, picture)
-        update(drawn + 0.1 * reading.loss(noisy, code), weights, optimizer, schedule)
+            decoded = model.decode(code + off.view_as(code) + noise).sample.float()
+        loss = functional.mse_loss(decoded, picture) + functional.l1_loss(decoded, picture)
+        update(loss, model.decoder.parameters(), optimizer, schedule)
 
 
 def _train_encoder(model: AutoencoderTiny, pictures: Tensor, codes: Tensor) -> None:

@@ -120,7 +120,7 @@ def make_model(folder: Path, target: Path = weights.FOLDER) -> dict:
         "start": recipe["start"],
         "teacher": asdict(teacher.SETTINGS),
         "autoencoder": {
-            "steps": [autoencoder.READING_STEPS, autoencoder.DECODER_STEPS, autoencoder.ENCODER_STEPS],
+            "steps": [autoencoder.DECODER_STEPS, autoencoder.ENCODER_STEPS],
             "batch": autoencoder.BATCH,
             "learning_rate": autoencoder.LEARNING_RATE,
         },
