@@ -110,7 +110,7 @@ def test_a_training_goes_on_bit_for_bit_and_refuses_other_settings(tmp_path, mon
 def test_the_lesson_is_the_exact_denoiser(monkeypatch):
     """A network that is the denoiser of each caption has no loss."""
     monkeypatch.setattr(teacher, "encode", lambda names, tokens: torch.arange(float(len(names)))[:, None, None])
-    lesson = teacher.Portraits(dataclasses.replace(teacher.SETTINGS, batch=32, captions=50))
+    lesson = teacher.Portraits(dataclasses.replace(teacher.SETTINGS, batch=32, captions=50, bf16=False))
 
     def exact(x, text, pooled, timestep, return_dict):
         chosen = text.flatten().long()
@@ -118,5 +118,5 @@ def test_the_lesson_is_the_exact_denoiser(monkeypatch):
         t = timestep / 1000
         return ((x - latent_code.denoise(x, t, possible)) / t[:, None, None, None],)
 
-    assert lesson.loss(exact, 0) < 1e-8
+    assert lesson.loss(exact, 0) < 1e-6
     assert lesson.loss(lambda x, *_, **__: (x,), 0) > 0.1
