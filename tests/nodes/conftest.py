@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from left_alone import assert_clean
 from plain_attention import plain_attention
 
 PACK = Path(__file__).parents[2]
@@ -145,12 +146,6 @@ def model(models):
     yield model
     assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
     assert_clean(model)
-
-
-def assert_clean(model):
-    for name, module in model.model.named_modules():
-        assert "forward" not in module.__dict__, name
-        assert not [key for key in module.__dict__ if key.startswith("nasa")], name
 
 
 @pytest.fixture
