@@ -11,7 +11,8 @@ import comfy.sd1_clip
 from comfy_api.latest import io
 
 from .guidance.conditioning import is_zeroed
-from .upstream import is_link, node_of
+from .sampling.graph import is_link
+from .upstream import node_of
 
 #: Nodes whose entries are those of one input, then those of the other.
 JOINING = {

@@ -2,6 +2,8 @@
 
 from comfy_api.latest import io
 
+from .sampling.graph import is_link
+
 
 def node_of(graph, node_id: str) -> dict:
     """A node of ComfyUI's dynprompt, or of a prompt in API form: its class_type and inputs; {} for none."""
@@ -22,7 +24,3 @@ def texts_before(node: type[io.ComfyNode], name: str) -> list[str]:
             seen.add(link[0])
             waiting += node_of(graph, link[0]).get("inputs", {}).values()
     return texts
-
-
-def is_link(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int)

@@ -265,6 +265,11 @@ def forwards(block):
     return [(block, beside)]
 
 
+def counted(name: str):
+    """A layout's `text_tokens` by the argument of its blocks that holds the prompt's text."""
+    return lambda block, given, call: given[name].shape[1]
+
+
 def no_picture(text: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """One token of zeros in the width of these image tokens: blocks of two streams do not take none."""
     return like.new_zeros(text.shape[0], 1, like.shape[-1])

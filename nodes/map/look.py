@@ -8,7 +8,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ..guidance.kept import Kept
-from ..guidance.layouts import find_layout
+from ..guidance.layouts import find_layout, has_places
 from ..guidance.negative import Negative
 from ..guidance.payload import steered_by
 from ..guidance.watch import Watch
@@ -42,7 +42,8 @@ def look(
     Raises:
         ValueError: the samples or the positive do not fit the model.
     """
-    if not torch.is_tensor(samples) or samples.ndim < 4 or not has_places(model.get_model_object("diffusion_model")):
+    layout = find_layout(model.get_model_object("diffusion_model"))
+    if not torch.is_tensor(samples) or samples.ndim < 4 or not has_places(layout):
         raise ValueError(
             "What this model makes lies in one row, picture and sound, in which nothing has a place: use the map with "
             "a model of pictures or videos without sound."
@@ -65,11 +66,6 @@ def look(
         disable_pbar=True, seed=SEED,
     )  # fmt: skip
     return watch.maps()
-
-
-def has_places(diffusion_model: torch.nn.Module) -> bool:
-    layout = find_layout(diffusion_model)
-    return hasattr(layout, "spread") or hasattr(layout, "patch")
 
 
 def _without_places(options: dict) -> dict:

@@ -37,7 +37,7 @@ def sources(graph: Graph, node_id: str | None, name: str = "model") -> set[str |
         parents = set(graph.ephemeral_parents.values())
         _expanding.update(str(listed[parent].get("class_type")) for parent in parents if parent in listed)
     link = listed.get(str(node_id), {}).get("inputs", {}).get(name)
-    return _sources(listed, link, set()) if _is_link(link) else {None}
+    return _sources(listed, link, set()) if is_link(link) else {None}
 
 
 def names(graph: Graph, node_id: str | None, name: str | None = None) -> Iterator[str]:
@@ -48,7 +48,7 @@ def names(graph: Graph, node_id: str | None, name: str | None = None) -> Iterato
     listed, seen = _nodes(graph), set()
     if name is not None:
         link = listed.get(str(node_id), {}).get("inputs", {}).get(name)
-        starts = (link[0],) if _is_link(link) else ()
+        starts = (link[0],) if is_link(link) else ()
     for start in (str(node_id), *listed) if name is None else starts:
         waiting = [start]
         while waiting:
@@ -57,7 +57,7 @@ def names(graph: Graph, node_id: str | None, name: str | None = None) -> Iterato
                 continue
             seen.add(node_id)
             for value in listed[node_id].get("inputs", {}).values():
-                if _is_link(value):
+                if is_link(value):
                     waiting.append(value[0])
                 else:
                     yield from _texts(value)
@@ -77,7 +77,7 @@ def _sources(listed: dict, link: list, seen: set) -> set[str | None]:
         return set()
     found, inputs, described = set(), node.get("inputs", {}), _described(cls)
     for name, value in _taken(listed, node).items():
-        if _is_link(value) and _can_carry(described.get(name, [None])[0]):
+        if is_link(value) and _can_carry(described.get(name, [None])[0]):
             found |= _sources(listed, value, seen)
         elif not isinstance(value, (str, int, float, bool, list, dict, type(None))):
             found.add(None)  # a value that an expanded node was given, such as the model itself
@@ -87,16 +87,16 @@ def _sources(listed: dict, link: list, seen: set) -> set[str | None]:
             path = path_of(value, WHOLE) if isinstance(value, str) else None
             if path and _lists_models(options):
                 found.add(path)
-            elif _is_link(value) and _lists_models(options):
+            elif is_link(value) and _lists_models(options):
                 found.add(None)
-    without_links = not any(_is_link(value) for value in inputs.values())
+    without_links = not any(is_link(value) for value in inputs.values())
     return found or ({None} if kind == "MODEL" or (kind in ANYTHING and without_links) else set())
 
 
 def constant(listed: dict, value: object) -> object:
     """`value`, or what ComfyUI's own primitives hold at the end of a link; the link itself where that is not known."""
     for _ in range(8):
-        source = listed.get(str(value[0]), {}) if _is_link(value) else {}
+        source = listed.get(str(value[0]), {}) if is_link(value) else {}
         if source.get("class_type") not in PRIMITIVES:
             return value
         value = source.get("inputs", {}).get("value")
@@ -168,7 +168,7 @@ def _nodes(graph: Graph) -> dict[str, dict]:
     return graph or {}
 
 
-def _is_link(value: object) -> bool:
+def is_link(value: object) -> bool:
     return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int)
 
 

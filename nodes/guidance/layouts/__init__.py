@@ -123,6 +123,11 @@ def needed(layout: ModuleType, diffusion_model: torch.nn.Module) -> tuple[str, .
     return layout.needs(diffusion_model) if hasattr(layout, "needs") else ()
 
 
+def has_places(layout: ModuleType | None) -> bool:
+    """Whether `spread` can lay a map over what these models make."""
+    return hasattr(layout, "spread") or hasattr(layout, "patch")
+
+
 def spread(layout: ModuleType, diffusion_model: torch.nn.Module, x, map: torch.Tensor, conds: dict) -> torch.Tensor:
     """A map over latents x as the layers read it, by the layout's own `spread` or else over patches."""
     if hasattr(layout, "spread"):

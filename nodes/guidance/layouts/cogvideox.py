@@ -1,7 +1,7 @@
 """CogVideoX: text and video in two streams that share their weights, the text without positions."""
 
+from ..side_stream import counted, no_picture
 from ..side_stream import forwards as forwards
-from ..side_stream import no_picture
 from .naming import numbered
 
 TEXT_CHANGES_WITH_TIME = False
@@ -27,8 +27,7 @@ def patch(model):
     return model.patch_size_t or 1, model.patch_size, model.patch_size
 
 
-def text_tokens(block, given, call):
-    return given["encoder_hidden_states"].shape[1]
+text_tokens = counted("encoder_hidden_states")
 
 
 def alone(block, given, text, positions):

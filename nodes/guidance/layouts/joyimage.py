@@ -1,7 +1,7 @@
 """JoyImage: picture, reference pictures and text in two streams, the text last and without positions."""
 
+from ..side_stream import counted, no_picture
 from ..side_stream import forwards as forwards
-from ..side_stream import no_picture
 from .naming import numbered
 
 TEXT_CHANGES_WITH_TIME = False
@@ -27,8 +27,7 @@ def patch(model):
     return tuple(model.patch_size)
 
 
-def text_tokens(block, given, call):
-    return given["encoder_hidden_states"].shape[1]
+text_tokens = counted("encoder_hidden_states")
 
 
 def alone(block, given, text, positions):

@@ -2,8 +2,8 @@
 
 import torch
 
+from ..side_stream import counted, no_picture
 from ..side_stream import forwards as forwards
-from ..side_stream import no_picture
 from .naming import numbered
 from .padding import without_padding
 
@@ -38,8 +38,7 @@ def positions(model, tokens, call):
     return model.pos_embed(ids[None, :, None].expand(1, -1, 3))
 
 
-def text_tokens(block, given, call):
-    return given["encoder_hidden_states"].shape[1]
+text_tokens = counted("encoder_hidden_states")
 
 
 def alone(block, given, text, positions):

@@ -1,7 +1,7 @@
 """PixelDiT and PiD: text and picture in two streams, each with its own positions; then pixels, without text."""
 
+from ..side_stream import counted, no_picture
 from ..side_stream import forwards as forwards
-from ..side_stream import no_picture
 from .naming import numbered
 
 TEXT_CHANGES_WITH_TIME = False
@@ -33,8 +33,7 @@ def positions(model, tokens, call):
     return model._fetch_text_pos(tokens, call.x.device, call.x.dtype) if model.use_text_rope else None
 
 
-def text_tokens(block, given, call):
-    return given["y"].shape[1]
+text_tokens = counted("y")
 
 
 def alone(block, given, text, positions):
