@@ -3,7 +3,6 @@
 Every stage keeps what it has done in the working folder, so that the same command goes on after an interruption.
 """
 
-import platform
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,12 +10,10 @@ import numpy as np
 import torch
 from diffusers import SD3Transformer2DModel
 
-from ..distill import distill
-from ..export import export
 from ..networks.backbones.stable_diffusion3 import StableDiffusion3
-from ..recipe import config as configuration
 from ..shapes import text
 from ..shapes.sampling import many_steps, one_step
+from ..shapes.student import make_student
 from . import autoencoder, detector, teacher, weights
 from .latent_code import distance
 from .measurement import OPEN, accuracy_captions, matches, right, shares
@@ -98,13 +95,8 @@ def make_model(folder: Path, target: Path = weights.FOLDER) -> dict:
     """
     torch.set_flush_denormal(True)
     reader = detector.train(folder / detector.FILE)
-    source, run, exported = make_teacher(folder), folder / "student", folder / "snoopi-portraits.safetensors"
-    recipe = configuration.to_dict(configuration.load(weights.CONFIG))
-    paths = {"teacher": str(source), "prompts": str(folder / "prompts.txt"), "output": str(run)}
-    settings = configuration.parse(recipe | paths, str(weights.CONFIG))
-    if not (run / "checkpoints" / f"step-{settings.total_steps:08d}").exists():
-        distill(settings, resume=(run / "config.yaml").exists())
-    export(run, exported, half=True, title="SNOOPI portraits")
+    source, exported = make_teacher(folder), folder / "snoopi-portraits.safetensors"
+    settings, told = make_student(source, folder, weights.CONFIG, exported)
 
     backbone = StableDiffusion3(str(source))
     student = SD3Transformer2DModel.from_single_file(
@@ -117,16 +109,13 @@ def make_model(folder: Path, target: Path = weights.FOLDER) -> dict:
         **figures.of_one_step(backbone.network, settings.start, "teacher_one_step"),
         **figures.of_one_step(student.float().eval(), settings.start, "student"),
         "pictures": PICTURES,
-        "start": recipe["start"],
         "teacher": asdict(teacher.SETTINGS),
         "autoencoder": {
             "steps": [autoencoder.DECODER_STEPS, autoencoder.ENCODER_STEPS],
             "batch": autoencoder.BATCH,
             "learning_rate": autoencoder.LEARNING_RATE,
         },
-        "distillation": recipe,
-        "text_encoder_seed": text.SEED,
-        "made_with": f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}",
+        **told,
     }
     weights.commit(exported, folder / detector.FILE, record, target)
     return record

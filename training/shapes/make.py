@@ -3,20 +3,17 @@
 Every stage keeps what it has done in the working folder, so that the same command goes on after an interruption.
 """
 
-import platform
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from ..distill import distill
-from ..export import export
 from ..export.verify import load_unet
 from ..networks.backbones.stable_diffusion import StableDiffusion
-from ..recipe import config as configuration
 from . import autoencoder, detector, teacher, text, weights
 from .measurement import ALPHA, accuracy_captions, matches, share_of_colors
 from .sampling import many_steps, one_step
+from .student import make_student
 from .world import CAPTIONS
 
 TEACHER_STEPS, TEACHER_SCALES = 25, (1.0, 1.5, 2.0)
@@ -73,13 +70,8 @@ def make_model(folder: Path, target: Path = weights.FOLDER) -> dict:
     Over an hour on two cores; the stages and their checkpoints stay in ``folder``. Raises UserError.
     """
     torch.set_flush_denormal(True)
-    source, run, exported = make_teacher(folder), folder / "student", folder / "snoopi-shapes.safetensors"
-    recipe = configuration.to_dict(configuration.load(weights.CONFIG))
-    paths = {"teacher": str(source), "prompts": str(folder / "prompts.txt"), "output": str(run)}
-    settings = configuration.parse(recipe | paths, str(weights.CONFIG))
-    if not (run / "checkpoints" / f"step-{settings.total_steps:08d}").exists():
-        distill(settings, resume=(run / "config.yaml").exists())
-    export(run, exported, half=True, title="SNOOPI shapes")
+    source, exported = make_teacher(folder), folder / "snoopi-shapes.safetensors"
+    settings, told = make_student(source, folder, weights.CONFIG, exported)
 
     backbone = StableDiffusion(str(source))
     tried = {scale: teacher_accuracy(backbone, scale, 96) for scale in TEACHER_SCALES}
@@ -96,16 +88,13 @@ def make_model(folder: Path, target: Path = weights.FOLDER) -> dict:
         **student_figures(backbone, student.eval(), settings.start),
         "pictures": PICTURES,
         "alpha": ALPHA,
-        "start": recipe["start"],
         "teacher": [asdict(teacher.FIRST), asdict(teacher.SECOND)],
         "autoencoder": {
             "steps": [autoencoder.STEPS, autoencoder.DECODER_STEPS],
             "batch": autoencoder.BATCH,
             "learning_rate": autoencoder.LEARNING_RATE,
         },
-        "distillation": recipe,
-        "text_encoder_seed": text.SEED,
-        "made_with": f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}",
+        **told,
     }
     weights.commit(exported, record, target)
     return record
