@@ -40,8 +40,6 @@ class Model:
     """A demo model in this process."""
 
     def __init__(self, checkpoint: Path, world):
-        import comfy.sample
-        import comfy.samplers
         import comfy.sd
         import comfy.utils
 
