@@ -131,6 +131,17 @@ def share(verdicts: Sequence[Verdict], wanted: bool, pictures: Pictures) -> Valu
     return Value(whole.value, whole.n, whole.interval, groups, whole.more)
 
 
+def judged(
+    seen: Seen, settings: JudgeSettings, look: Callable[[Judge, Pictures], list[Verdict]], wanted: bool
+) -> Value:
+    """How often a judge says the wanted thing of the pictures; where labels tell, its own errors. Raises UserError."""
+    verdicts = look(load_judge(seen, settings), seen.pictures)
+    value = share(verdicts, wanted, seen.pictures)
+    if settings.labels:
+        value.more["judge_against_labels"] = errors_by_hand(settings.labels, verdicts, seen.pictures.prompts)
+    return value
+
+
 def errors_by_hand(labels: str, verdicts: Sequence[Verdict], prompts: Sequence[Prompt]) -> dict[str, Any]:
     """How often the judge is wrong where a person has looked. Raises UserError for a label of an unknown picture."""
     by_hand = dict(zip(read_prompts(labels, "id"), read_prompts(labels, "present"), strict=True))
