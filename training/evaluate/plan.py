@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..networks.backbones.sources import is_hub_name
 from ..recipe.config import load
 from ..run.plan import PEAKS, REACHED, forward_flops
 from .draw import path_of
@@ -28,7 +27,7 @@ def report(recipe: Recipe, output: Path, weights: Path, count: int | None = None
         prompts = read_prompt_set(recipe.prompts, recipe.folder, count)
         total = len(prompts)
     except UserError as error:
-        missing.append(str(error))
+        missing.append(f"{error}" + (f" It is {recipe.prompts.where}." if recipe.prompts.where else ""))
         prompts, total = [], (count or recipe.prompts.count or 0) * recipe.prompts.each
     pixels, unknown = 0.0, False
     for name, variant in recipe.variants.items():
@@ -62,6 +61,8 @@ def _variant(
         forwards *= 2
     line = f"{name}: {total - drawn:,} pictures to draw" + (f", {drawn:,} are there" if drawn else "")
     try:
+        if model.is_missing:
+            raise UserError("It is not here.")
         flops = forward_flops(*_source(model.path, model.teacher, model.backbone))
         took = [f"{forwards * flops / (peak * 1e12 * REACHED) / 3600:.2f} on an {gpu}" for gpu, peak in PEAKS.items()]
         line += f"; {flops * forwards / 1e15:.3g} PFLOP, hours: {', '.join(took)}"
@@ -84,7 +85,7 @@ def _missing_files(recipe: Recipe, weights: Path) -> Iterator[str]:
         model = recipe.models[role]
         if Path(model.path).exists():
             continue
-        if model.pictures == "elsewhere" or not is_hub_name(model.path) or _is_local(model.path):
+        if model.is_missing:
             what = "a folder of pictures ID.png" if model.pictures == "elsewhere" else "a model"
             yield f"{role}: {model.path}, {what}" + (f"; {model.where}" if model.where else "")
         else:
@@ -107,8 +108,3 @@ def _missing_files(recipe: Recipe, weights: Path) -> Iterator[str]:
 def _wanted(settings: Any) -> list[str]:
     names = [getattr(settings, "network", ""), getattr(settings, "judge", "")]
     return [name for name in names if name and ":" not in name]
-
-
-def _is_local(path: str) -> bool:
-    """runs/sd15, where a hub name would look alike: `runs` is what the shipped configs write into."""
-    return path.startswith(("runs/", "build/", "evaluation/"))

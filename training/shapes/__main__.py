@@ -1,4 +1,4 @@
-"""Make the demo model, or put its checkpoint together."""
+"""Make the demo model, put its checkpoint together, or measure its world."""
 
 import argparse
 import json
@@ -20,12 +20,26 @@ def main() -> int:
     checkpoint = commands.add_parser("checkpoint", help="write the single-file checkpoint that ComfyUI loads")
     checkpoint.add_argument("output", type=Path, help="a .safetensors file")
     checkpoint.add_argument("--untrained", action="store_true", help="random weights: to test wiring only")
+    evaluate = commands.add_parser("evaluate", help="the paper's tables on the demo world; goes on where it stopped")
+    evaluate.add_argument("--folder", type=Path, default=Path("build/evaluation"), help="working folder (%(default)s)")
+    evaluate.add_argument("--count", type=int, help="only so many prompts: a trial")
+    evaluate.add_argument(
+        "--without-training",
+        action="store_true",
+        help="only what the shipped student and the exact teacher show: minutes",
+    )
     arguments = parser.parse_args()
     try:
         if arguments.command == "make":
             from .make import make_model
 
             print(json.dumps(make_model(arguments.folder, arguments.target), indent=1))
+        elif arguments.command == "evaluate":
+            from ..run.progress import StopSignal
+            from .evaluation import evaluate as evaluate_world
+
+            trained = not arguments.without_training
+            print("\n\n".join(evaluate_world(arguments.folder, arguments.count, trained, StopSignal())))
         else:
             from . import weights
 
