@@ -1,6 +1,6 @@
 # Everything is installed into build/ and runs from there. `make help` lists the commands.
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench fuzz soak presets presets-check lint demo-model evaluate environment clean
+.PHONY: help demo test bench fuzz soak presets presets-check screenshots lint demo-model evaluate environment clean
 
 # An environment of its own for every ComfyUI and interpreter, so that switching costs nothing.
 chosen := $(strip $(COMFYUI_PATH) $(PYTHON))
@@ -47,11 +47,15 @@ presets: environment ## the table of presets: each against its authors' formula,
 presets-check: environment ## compare the presets with ComfyUI's newest official templates; writes web/docs/presets-check.md
 	@$(in_environment) $(python) -P -m pytest -c tests/pytest.ini -q -s tests/nodes/sampling/check_templates.py $(ARGS)
 
+screenshots: environment ## templates, help pages, search, themes in the real frontend, and a sheet of them, in build/browser/screenshots
+	@$(in_environment) PYTHONPATH=tests:. $(python) -m browser.screenshots $(ARGS)
+
 lint: environment ## check the style of the code
 	@$(venv)/bin/ruff check .
 
-demo-model: environment ## make the demo model again from nothing (over an hour on 2 cores); goes on after an interruption
+demo-model: environment ## make both demo models again from nothing (hours on 2 cores); goes on after an interruption
 	@$(python) -m training.shapes make
+	@$(python) -m training.portraits make
 
 evaluate: environment ## the paper's tables on the demo world (hours: 18 runs; ARGS=--without-training for minutes); goes on
 	@$(python) -m training.shapes evaluate $(ARGS)

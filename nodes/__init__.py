@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .alpha_sweep import NASAAlphaSweep
+from .attention_map import NASAAttentionMap
 from .checkpoint_loader import SNOOPICheckpointLoader
 from .model_sampling import SNOOPIModelSampling
 from .nasa_patch import NASACrossAttentionPatch
@@ -16,6 +17,7 @@ NODES: list[type[io.ComfyNode]] = [
     SNOOPIOneStepScheduler,
     SNOOPICheckpointLoader,
     NASAAlphaSweep,
+    NASAAttentionMap,
 ]
 
 

@@ -8,8 +8,8 @@ from .guidance.conditioning import check_conditioning
 from .guidance.layouts import text_width
 from .guidance.rules import LARGEST_ALPHA
 from .nasa_patch import NEGATIVE_TOOLTIP
-from .preset_choice import HIDDEN, preset_for, preset_input, show, tables_now
-from .quoting import printable_errors
+from .preset_choice import HIDDEN, preset_for, preset_input, tables_now
+from .quoting import printable_errors, show
 from .sampling.latent import checked_latent
 from .sampling.one_step import steps, with_preset
 from .schema import schema
@@ -106,7 +106,7 @@ class NASAAlphaSweep(io.ComfyNode):
         strengths = alphas(alpha_from, alpha_to, count)
         choice = preset_for(cls, model, preset, latent_image)
         acting, remark = without_empty(cls, negative)
-        info = show(cls, f"{choice.sentence} {remark}".rstrip())
+        info = show(cls, f"{choice.said} {remark}".rstrip(), choice.details)
         sampled, sigmas = steps(with_preset(model, choice.preset))
         pictures = sweep(model, sampled, sigmas, positive, negative, acting, latent_image, vae, seed, strengths)
         labels = ["no negative", *(f"alpha {alpha:.3g}" for alpha in strengths)]

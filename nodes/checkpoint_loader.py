@@ -2,8 +2,8 @@
 
 from comfy_api.latest import io, ui
 
-from .preset_choice import HIDDEN, preset_input, show, tables_now
-from .quoting import printable_errors
+from .preset_choice import HIDDEN, preset_input, tables_now
+from .quoting import printable_errors, show
 from .sampling.load import load, model_names, stamps_of
 from .schema import schema
 

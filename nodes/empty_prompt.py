@@ -4,12 +4,14 @@ An encoded empty text cannot be told from any other, so the graph that runs is a
 conditioning came about.
 """
 
+import functools
 from collections.abc import Callable
 
 import comfy.sd1_clip
 from comfy_api.latest import io
 
 from .guidance.conditioning import is_zeroed
+from .upstream import is_link, node_of
 
 #: Nodes whose entries are those of one input, then those of the other.
 JOINING = {
@@ -47,10 +49,7 @@ def _empty_entries(node: type[io.ComfyNode], name: str, count: int) -> list[bool
     if not graph:
         return [False] * count
 
-    def get(node_id):
-        there = node_id in graph if isinstance(graph, dict) else graph.has_node(node_id)
-        return (graph[node_id] if isinstance(graph, dict) else graph.get_node(node_id)) if there else {}
-
+    get = functools.partial(node_of, graph)
     found = _entries(get, get(str(hidden.unique_id)).get("inputs", {}).get(name), ())
     if found and all(found):
         return [True] * count  # a schedule of hooks encodes one prompt several times
@@ -59,11 +58,11 @@ def _empty_entries(node: type[io.ComfyNode], name: str, count: int) -> list[bool
 
 def _entries(get: Callable[[str], dict], link: object, seen: tuple) -> list[bool] | None:
     """Whether each entry of a linked conditioning comes from an empty prompt; None where that cannot be told."""
-    if not _is_link(link) or link[0] in seen:
+    if not is_link(link) or link[0] in seen:
         return None
     node, seen = get(str(link[0])), (*seen, link[0])
     inputs, types, outputs = node.get("inputs", {}), *_signature(node.get("class_type"))
-    linked = {name: types.get(name) for name, value in inputs.items() if _is_link(value)}
+    linked = {name: types.get(name) for name, value in inputs.items() if is_link(value)}
     conditionings = [name for name, kind in linked.items() if kind == "CONDITIONING"]
     texts = [inputs[name] for name, kind in types.items() if kind == "STRING" and name in inputs]
     others = set(linked.values()) - {"CONDITIONING", "STRING"}
@@ -96,13 +95,9 @@ def _signature(class_type: str | None) -> tuple[dict[str, str], tuple[str, ...]]
 
 
 def _is_empty(get: Callable[[str], dict], text: object) -> bool:
-    if _is_link(text):
+    if is_link(text):
         node = get(str(text[0]))
         text = node["inputs"].get("value") if node.get("class_type") in STRINGS else None
     if not isinstance(text, str):
         return False
     return not "".join(part for part, _ in comfy.sd1_clip.token_weights(text, 1.0)).strip()
-
-
-def _is_link(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int)

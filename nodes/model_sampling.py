@@ -3,8 +3,8 @@
 from comfy_api.latest import io, ui
 
 from .connected import check_model, check_numbers, check_steps
-from .preset_choice import HIDDEN, latent_input, preset_for, preset_input, show, steps_input, tables_now
-from .quoting import printable_errors
+from .preset_choice import HIDDEN, latent_input, preset_for, preset_input, steps_input, tables_now
+from .quoting import printable_errors, show
 from .sampling.one_step import with_preset
 from .sampling.saved import saying
 from .schema import schema
@@ -50,10 +50,10 @@ class SNOOPIModelSampling(io.ComfyNode):
         model = with_preset(model, taken)
         count = "1 step" if len(taken.timesteps) == 1 else f"{len(taken.timesteps)} steps"
         sampler = model.get_model_object("model_sampling").sampler
-        info = f"{choice.sentence} Set the KSampler to {count}, CFG {taken.cfg:g}, {sampler}, simple."
+        told = f"{choice.said} Set the KSampler to {count}, CFG {taken.cfg:g}, {sampler}, simple."
         if taken.stage:
             first, end = taken.stage
-            info += f" It must be a KSampler (Advanced) that starts at step {first} and ends at step {end}"
-            info += ", with add_noise disabled." if first else ", and returns with leftover noise."
-        info = show(cls, info)
+            told += f" It must be a KSampler (Advanced) that starts at step {first} and ends at step {end}"
+            told += ", with add_noise disabled." if first else ", and returns with leftover noise."
+        info = show(cls, told, choice.details)
         return io.NodeOutput(saying(model, taken) if choice.known else model, info, ui=ui.PreviewText(info))

@@ -6,21 +6,28 @@ from .connected import check_model, check_numbers
 from .empty_prompt import without_empty
 from .guidance.blocks import ALL
 from .guidance.layouts import MODELS_IN_WORDS
-from .guidance.payload import AUTO, patch
+from .guidance.payload import AUTO, patch, refusal_of
 from .guidance.rules import LARGEST_ALPHA, RULES
-from .preset_choice import HIDDEN, show
-from .quoting import printable_errors
+from .preset_choice import HIDDEN
+from .quoting import printable_errors, show
 from .schema import advanced, schema
 
 ALPHA_TOOLTIP = (
     "How strongly the picture is steered away from the negative prompt; 0 is off. Good starting points are 0.1 for "
-    "SD 1.5, 0.2 for SD 2.1, 0.5 for SDXL and PixArt, and 1 for Flux and SD 3. Too much, and quality falls: with the "
-    "rule nasa more than 1, with difference more than 3, with vsf more than 6 is rarely of use."
+    "SD 1.5, 0.2 for SD 2.1, 0.5 for SDXL and PixArt, and 1 where prompt and picture share one attention, as in Flux "
+    "and SD 3. Too much, and quality falls: with the rule nasa more than 1, with difference more than 3, with vsf more "
+    "than 6 is rarely of use."
 )
 NEGATIVE_TOOLTIP = (
     "What should not be in the picture: a CLIP Text Encode. Weights such as (red:1.5) count; an empty box switches "
     "NASA off."
 )
+#: What people type who look for what these nodes do.
+SEARCHED = (
+    "negative prompt", "guidance", "distilled", "schnell", "cfg 1", "no cfg", "few step", "4 step", "sdxl turbo",
+    "z-image", "klein", "qwen", "remove", "exclude", "avoid", "unwanted", "without", "negpip", "steer", "pixart",
+    "strength",
+)  # fmt: skip
 
 
 class NASACrossAttentionPatch(io.ComfyNode):
@@ -34,7 +41,7 @@ class NASACrossAttentionPatch(io.ComfyNode):
                 "Keeps what the negative prompt names out of the picture, also with one-step and few-step models that "
                 "run without CFG. Connect the result to any sampler."
             ),
-            search_aliases=["negative prompt", "NASA", "SNOOPI", "NAG", "negative attention", "turbo negative"],
+            search_aliases=["NASA", "SNOOPI", "NAG", "negative attention", "turbo negative", *SEARCHED],
             inputs=[
                 io.Model.Input(
                     "model",
@@ -124,6 +131,17 @@ class NASACrossAttentionPatch(io.ComfyNode):
             ],
             hidden=HIDDEN,
         )
+
+    @classmethod
+    def validate_inputs(
+        cls, alpha=None, start_percent=None, end_percent=None, norm_limit=None, rule=None
+    ) -> bool | str:
+        """Before the run, what needs no model; None is what comes over a link."""
+        given = {
+            "alpha": alpha, "start_percent": start_percent, "end_percent": end_percent, "norm_limit": norm_limit,
+            "rule": rule,
+        }  # fmt: skip
+        return refusal_of(**{name: value for name, value in given.items() if value is not None}) or True
 
     @classmethod
     @printable_errors

@@ -10,9 +10,9 @@ from .guidance.kept import kept_for_clones
 from .guidance.layouts import text_width
 from .guidance.payload import AUTO, patch
 from .guidance.rules import LARGEST_ALPHA
-from .nasa_patch import ALPHA_TOOLTIP, NEGATIVE_TOOLTIP
-from .preset_choice import HIDDEN, preset_for, preset_input, show, steps_input, tables_now
-from .quoting import printable_errors
+from .nasa_patch import ALPHA_TOOLTIP, NEGATIVE_TOOLTIP, SEARCHED
+from .preset_choice import HIDDEN, preset_for, preset_input, steps_input, tables_now
+from .quoting import printable_errors, show
 from .sampling.detect import alpha_of
 from .sampling.latent import checked_latent
 from .sampling.one_step import reads_unconditional, sample, with_preset
@@ -32,7 +32,7 @@ class SNOOPIOneStepSampler(io.ComfyNode):
                 "with. A negative prompt works too, by NASA."
             ),
             search_aliases=["one step", "single step", "1 step", "SNOOPI", "PG-SB", "SwiftBrush", "turbo", "KSampler",
-                            "DMD2", "Lightning", "Hyper-SD", "LCM", "InstaFlow", "YOSO", "NitroSD"],
+                            "DMD2", "Lightning", "Hyper-SD", "LCM", "InstaFlow", "YOSO", "NitroSD", *SEARCHED],
             inputs=[
                 io.Model.Input("model", tooltip="A one-step model; LoRAs and other patches on it are used."),
                 io.Conditioning.Input("positive", tooltip="What should be in the picture: a CLIP Text Encode."),
@@ -104,17 +104,17 @@ class SNOOPIOneStepSampler(io.ComfyNode):
         latent_image = checked_latent(latent_image)
         choice = preset_for(cls, model, preset, latent_image, steps)
         sampled, sigmas = sigmas_of(with_preset(model, choice.preset), denoise)
-        info = choice.sentence
+        told = choice.said
         if negative is not None:
             acting, remark = without_empty(cls, negative)
             alpha = alpha_of(choice.preset, model) if alpha < 0 else alpha
             kept = kept_for_clones(model, negative)
             sampled = patch(sampled, negative, alpha, kept=kept, acting=acting, rule=AUTO)
-            info += f" {remark}" if remark else ""
-            info += f" NASA alpha {alpha:g}." if acting else ""
+            told += f" {remark}" if remark else ""
+            told += f" Negative strength {alpha:g}." if acting else ""
         elif reads_unconditional(sampled):
-            info += " No negative is connected: patches of the model that want one get the positive."
-        info = show(cls, info)
+            told += " No negative is connected: patches of the model that want one get the positive."
+        info = show(cls, told, choice.details)
         callback = latent_preview.prepare_callback(sampled, len(sigmas) - 1)
         latent = sample(sampled, sigmas, positive, latent_image, seed, callback, negative)
         return io.NodeOutput(latent, info, ui=ui.PreviewText(info))

@@ -1,15 +1,13 @@
-"""What every node with a preset shares: the input, how the preset is found, and how the user is told."""
+"""What every node with a preset shares: the inputs, and how the preset is found."""
 
-import contextlib
 import dataclasses
 import logging
-import sys
 
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from .connected import MOST_STEPS
-from .quoting import sentence, shown
+from .quoting import sentence
 from .sampling.backbones import BACKBONES, backbone_of
 from .sampling.detect import AUTO, Choice, choose
 from .sampling.files import stamp
@@ -91,13 +89,3 @@ def preset_for(
 def tables_now() -> str:
     """What differs once a table of presets is edited, for the nodes' fingerprints."""
     return str([stamp(str(path)) for path in (PATH, user_path())])
-
-
-def show(node: type[io.ComfyNode], text: str) -> str:
-    """Write `text` on the node in the browser, if ComfyUI runs as a server; what was written, which no HTML is in."""
-    text = shown(text)
-    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
-    if server is not None and node.hidden and node.hidden.unique_id:
-        with contextlib.suppress(UnicodeEncodeError):  # the id of a node is any text too
-            server.send_progress_text(text, node.hidden.unique_id)
-    return text

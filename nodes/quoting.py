@@ -1,14 +1,18 @@
 """Texts of users and files on their way out: quoted in sentences, logged to any console, shown in the browser."""
 
+import contextlib
 import functools
 import reprlib
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Iterable
 
 QUOTE = 100
 SENTENCE = 600
 OMITTED = " ... "
+#: Letters on a line of a node: its frontends break lines anywhere, but leave those that come broken.
+LINE = 32
 
 _values = reprlib.Repr()
 _values.maxlevel, _values.maxstring, _values.maxother, _values.maxlong = 3, QUOTE - 2, QUOTE, QUOTE
@@ -64,10 +68,21 @@ def shown(text: str) -> str:
     return _cut(text, SENTENCE)
 
 
-def printable_errors(execute: Callable) -> Callable:
-    """The method of a node, whose errors leave as one sentence that ComfyUI can log.
+def show(node: type, text: str, details: str = "") -> str:
+    """Write `text` on the node in the browser, if ComfyUI runs as a server; both without HTML."""
+    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    if server is not None and node.hidden and node.hidden.unique_id:
+        lines = textwrap.fill(shown(text), LINE, break_long_words=False, break_on_hyphens=False)
+        with contextlib.suppress(UnicodeEncodeError):  # the id of a node is any text too
+            server.send_progress_text(lines, node.hidden.unique_id)
+    return shown(f"{text} {details}".rstrip())
 
-    ComfyUI's worker logs an error with all that caused it, and ends for good if the console cannot encode a character.
+
+def printable_errors(execute: Callable) -> Callable:
+    """The method of a node, whose errors leave as one sentence that ComfyUI can log, and stand on the node too.
+
+    ComfyUI 0.33 shows what a node raises only behind a button. ComfyUI's worker logs an error with all that caused it,
+    and ends for good if the console cannot encode a character.
     """
 
     @functools.wraps(execute)
@@ -75,6 +90,8 @@ def printable_errors(execute: Callable) -> Callable:
         try:
             return execute(cls, *args, **kwargs)
         except Exception as error:
+            if isinstance(error, ValueError):
+                show(cls, str(error))
             logged = "".join(traceback.format_exception(error))
             is_long = isinstance(error, ValueError) and len(str(error)) > SENTENCE
             if not is_long and _for_consoles(logged) == logged:

@@ -3,8 +3,8 @@
 from comfy_api.latest import io
 
 from .connected import check_model, check_numbers, check_steps
-from .preset_choice import HIDDEN, latent_input, preset_for, preset_input, show, steps_input, tables_now
-from .quoting import printable_errors
+from .preset_choice import HIDDEN, latent_input, preset_for, preset_input, steps_input, tables_now
+from .quoting import printable_errors, show
 from .sampling.one_step import steps as sigmas_of
 from .sampling.one_step import with_preset
 from .schema import schema
@@ -52,5 +52,5 @@ class SNOOPIOneStepScheduler(io.ComfyNode):
         check_numbers(denoise=denoise, steps=steps)
         check_steps(steps)
         choice = preset_for(cls, model, preset, latent_image, steps)
-        show(cls, choice.sentence)
+        show(cls, choice.said)
         return io.NodeOutput(sigmas_of(with_preset(model, choice.preset), denoise)[1])

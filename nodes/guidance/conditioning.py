@@ -5,7 +5,7 @@ import math
 import comfy.model_management
 import torch
 
-from ..quoting import as_written
+from ..quoting import as_written, quoted
 
 NUMBERS = ("start_percent", "end_percent", "clip_start_percent", "clip_end_percent", "strength", "mask_strength")
 STRENGTHS = ("strength", "mask_strength")
@@ -49,10 +49,7 @@ def check_conditioning(
                 )
         missing = [option for option in needs if options.get(option) is None]
         if missing:
-            raise ValueError(
-                f"The {name} conditioning lacks {' and '.join(missing)}, which this model reads: "
-                f"encode it with the CLIP that belongs to the model."
-            )
+            raise _lacks(name, " and ".join(missing))
         _check_options(name, options)
 
 
@@ -87,9 +84,18 @@ def cannot_be_read(name: str, error: Exception) -> ValueError:
     """The error to raise where ComfyUI raised one of UNREADABLE when it prepared a conditioning for a model."""
     if isinstance(error, comfy.model_management.OOM_EXCEPTION):
         return error
+    if isinstance(error, KeyError) and error.args and str(error.args[0]).isidentifier():
+        return _lacks(name, quoted(error.args[0]))
     return ValueError(
         f"The {name} conditioning cannot be read by this model ({type(error).__name__}: {as_written(str(error))}): "
         f"encode it with the CLIP that belongs to the model, and look at the nodes that changed it since."
+    )
+
+
+def _lacks(name: str, options: str) -> ValueError:
+    return ValueError(
+        f"The {name} conditioning lacks {options}, which this model reads: encode it with the CLIP that belongs to the "
+        f"model."
     )
 
 

@@ -28,6 +28,7 @@ from .regions import shares
 from .rules import LARGEST_ALPHA, RULES
 from .side_stream import Call, SideStream, beside_each_other
 from .steering import Steering, installed
+from .watch import Watch
 
 #: The rule that `auto` makes adaptive: on the demo model that does half the harm at equal success (demo/rules.py).
 NASA = "nasa"
@@ -73,17 +74,8 @@ def patch(
     Raises:
         ValueError: an input is unusable, or the model is of a family that is not supported.
     """
-    if not 0 <= alpha <= LARGEST_ALPHA:
-        raise ValueError(f"alpha is {alpha}: give a number from 0 to {LARGEST_ALPHA:g}.")
-    if not 0 <= start_percent <= end_percent <= 1:
-        raise ValueError(
-            f"start_percent is {start_percent} and end_percent {end_percent}: "
-            f"give numbers from 0 to 1, the start not after the end."
-        )
-    if rule not in (AUTO, *RULES):
-        raise ValueError(f"There is no rule called {quoted(rule)}: choose {AUTO}, {', '.join(RULES)}.")
-    if norm_limit != 0 and not 1 <= norm_limit < float("inf"):
-        raise ValueError(f"norm_limit is {norm_limit}: give a number from 1 on, such as 2.5, or 0 to switch it off.")
+    if sentence := refusal_of(alpha, start_percent, end_percent, norm_limit, rule):
+        raise ValueError(sentence)
     diffusion_model = uncompiled(model.get_model_object("diffusion_model"))
     with as_known(diffusion_model):
         layout = find_layout(diffusion_model)
@@ -97,22 +89,53 @@ def patch(
         rule, adaptive = layout.RULE, adaptive or layout.RULE == NASA
     chosen = frozenset(chosen_blocks(blocks, list(layout.blocks(diffusion_model))))
 
-    model = model.clone()
-    negatives = {}
-    for wrapper in model.get_wrappers(WrappersMP.SAMPLER_SAMPLE, KEY):
-        negatives |= wrapper.args[0]
+    negatives = negatives_of(model)
     negatives.pop(name, None)
-    model.remove_wrappers_with_key(WrappersMP.SAMPLER_SAMPLE, KEY)
     acting = negative if acting is None else acting
     if alpha > 0 and acting:
         kept = Kept() if kept is None else kept
         negatives[name] = Negative(acting, alpha, start_percent, end_percent, chosen, norm_limit, rule, adaptive, kept)
+    return steered_by(model, negatives)
+
+
+def refusal_of(
+    alpha: float = 0.0, start_percent: float = 0.0, end_percent: float = 1.0, norm_limit: float = 0.0, rule: str = AUTO
+) -> str | None:
+    """What is wrong with these settings, in one sentence that names the input and the remedy; None if nothing is."""
+    if not 0 <= alpha <= LARGEST_ALPHA:  # NaN too
+        return f"alpha is {alpha}: give a number from 0 to {LARGEST_ALPHA:g}."
+    if not 0 <= start_percent <= end_percent <= 1:
+        return (
+            f"start_percent is {start_percent} and end_percent {end_percent}: "
+            f"give numbers from 0 to 1, the start not after the end."
+        )
+    if rule not in (AUTO, *RULES):
+        return f"There is no rule called {quoted(rule)}: choose {AUTO}, {', '.join(RULES)}."
+    if norm_limit != 0 and not 1 <= norm_limit < float("inf"):
+        return f"norm_limit is {norm_limit}: give a number from 1 on, such as 2.5, or 0 to switch it off."
+    return None
+
+
+def negatives_of(model: ModelPatcher) -> dict[str, Negative]:
+    """What a model is steered away from, by the names of the patches."""
+    found = {}
+    for wrapper in model.get_wrappers(WrappersMP.SAMPLER_SAMPLE, KEY):
+        found |= wrapper.args[0]
+    return found
+
+
+def steered_by(model: ModelPatcher, negatives: dict[str, Negative], watch: Watch | None = None) -> ModelPatcher:
+    """A clone of `model` that is steered away from these alone, and seen by `watch` meanwhile."""
+    model = model.clone()
+    model.remove_wrappers_with_key(WrappersMP.SAMPLER_SAMPLE, KEY)
     if negatives:
-        model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, functools.partial(_sample, negatives))
+        model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, functools.partial(_sample, negatives, watch))
     return model
 
 
-def _sample(negatives, executor, guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar):
+def _sample(
+    negatives, watch, executor, guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar
+):
     """SAMPLER_SAMPLE: hand every cond of the guider the payload, and this run the wrapper that uses it."""
     prepared = [
         prompt
@@ -138,7 +161,7 @@ def _sample(negatives, executor, guider, sigmas, extra_args, callback, noise, la
     comfy.patcher_extension.add_wrapper_with_key(
         WrappersMP.APPLY_MODEL,
         KEY,
-        functools.partial(_apply_model, prepared, layout, blocks_of),
+        functools.partial(_apply_model, prepared, layout, blocks_of, watch),
         extra_args["model_options"],
         is_model_options=True,
     )
@@ -146,7 +169,7 @@ def _sample(negatives, executor, guider, sigmas, extra_args, callback, noise, la
 
 
 def _apply_model(
-    prompts, layout, blocks_of, executor, x, t, c_concat, c_crossattn, control, transformer_options, **kwargs
+    prompts, layout, blocks_of, watch, executor, x, t, c_concat, c_crossattn, control, transformer_options, **kwargs
 ):
     """APPLY_MODEL: take the payload out of the call and steer the layers during it."""
     steered = kwargs.pop(STEERED, None)
@@ -161,6 +184,9 @@ def _apply_model(
     with as_known(model.diffusion_model):  # before the first block, so that no picture is steered in part
         blocks = blocks_of(model)
         steerings = [*_steerings(layout, blocks, acting, model, x, t, steered, pictures, transformer_options, conds)]
+        if watch is not None:
+            maps = watch.begin(blocks, steerings, x, steered, len(transformer_options["cond_or_uncond"]))
+            watch.places = [layout.spread(uncompiled(model.diffusion_model), x, map, conds) for map in maps]
     with installed(steerings):
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 

@@ -121,6 +121,7 @@ class JointSteering:
         self.call, self.layout, self.layer, self.place, self.streams = call, call.layout, layer, place, streams
         self.names = _names(type(layer), getattr(call.layout, "POSITIONAL", ()))
         self.norm_limit = min((s.norm_limit for s, acts in streams if acts and s.norm_limit), default=0.0)
+        self.watch = None
 
     def forwards(self):
         return self.layout.forwards(self.layer)
@@ -166,7 +167,12 @@ class JointSteering:
         negatives = [
             (sight, alpha, stream.rule, stream.adaptive) for sight, (stream, _, alpha) in zip(seen, acting, strict=True)
         ]
-        z[index, picture] = steer_away(z[index, picture], negatives, self.norm_limit)
+        away = steer_away(z[index, picture], negatives, self.norm_limit)
+        if self.watch is not None:
+            places = [rows(place, batch, self.call.chunks)[index].squeeze(-1) for place in self.watch.places]
+            call = attention, queries, acting[0][1], image_keys
+            self.watch.saw(self.layer, lambda: call, z[index, picture], away, places)
+        z[index, picture] = away
         return z
 
     def _places(self, text: int, tokens: int) -> tuple[slice, slice]:

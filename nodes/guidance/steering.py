@@ -61,6 +61,7 @@ class Steering:
         self.gates, self.gate = (), None
         self.positions = None
         self.override = None
+        self.watch = None
 
     def forwards(self) -> list[tuple[torch.nn.Module, Callable]]:
         """The modules whose forward changes while the layer is steered, and what it becomes."""
@@ -83,12 +84,22 @@ class Steering:
 
         negatives = [*self.kept, *(self.layout.keys_values(self.layer, text) for text in self.texts)]
         negatives = [(fitted(k), fitted(v)) for k, v in negatives]
+        strengths = [fitted(alpha) for alpha in self.strengths]
         if self.weighs:
-            return self._weighed(z, q, prompt, negatives, [fitted(alpha).unsqueeze(-1) for alpha in self.strengths])
+            away = self._weighed(z, q, prompt, negatives, strengths)
+        else:
+            away = self._away(z, q, negatives, strengths)
+        if self.watch is not None:
+            places = [fitted(place).squeeze(-1) for place in self.watch.places]
+            self.watch.saw(self.layer, lambda: self._attended(q, *negatives[0])[2:], z, away, places)
+        return away
+
+    def _away(self, z, q, negatives, strengths):
+        """By rules that read the negatives alone."""
         z_negatives = [self.layout.attend(self, q, k, v) for k, v in negatives]
         negatives = [
-            (Seen(z_negative, z_negative), fitted(alpha), *rule)
-            for z_negative, alpha, rule in zip(z_negatives, self.strengths, self.rules, strict=True)
+            (Seen(z_negative, z_negative), alpha, *rule)
+            for z_negative, alpha, rule in zip(z_negatives, strengths, self.rules, strict=True)
         ]
         return steer_away(z, negatives, self.norm_limit)
 
@@ -98,6 +109,7 @@ class Steering:
         self.keys, self.values = (), ()  # those of the negatives came after the prompt's
         positive, self.mask = self._attended(q, k, v), None
         seen = [self._seen(positive, self._attended(q, k, v)) for k, v in negatives]
+        strengths = [alpha.unsqueeze(-1) for alpha in strengths]
         negatives = [(sight, alpha, *rule) for sight, alpha, rule in zip(seen, strengths, self.rules, strict=True)]
         z = z.unflatten(2, positive.z.shape[2:])
         return steer_away(z, negatives, self.norm_limit, positive.z).flatten(2)

@@ -12,7 +12,7 @@ from comfy.model_patcher import ModelPatcher
 
 from .backbones import backbone_of
 from .parameterization import PresetSampling, formula_of
-from .presets import Preset
+from .preset import Preset
 
 NAMES = {
     comfy.model_sampling.EPS: "eps",

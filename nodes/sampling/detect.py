@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 from dataclasses import dataclass
 
 from comfy.model_patcher import ModelPatcher
@@ -13,11 +14,14 @@ from .files import FORMAT, PREFIX, ModelFile
 from .names import is_for_other_families, is_published_base, named_by, preset_by_name, stage_of
 from .origin import Origin, origin_of
 from .parameterization import PresetSampling
-from .presets import Preset, all_presets, changed, find_preset, read_presets, usable_presets
+from .preset import Preset, changed
+from .presets import all_presets, find_preset, read_presets, usable_presets
 
 AUTO = "auto"
 #: The row that a file of ours fills in where it names none, by family: those for one step.
 ONE_STEP = {"SD 1.x": "sd", "SD 2.x": "sd", "SDXL": "sd", "PixArt": "pixart", "SD 3.x": "pg-sb-sd3"}
+#: What the count of steps takes the place of in the name of a preset's model: "SDXL-Lightning, 4 steps".
+STEPS = re.compile(r", \d+ steps?$")
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
 
@@ -38,17 +42,29 @@ class Choice:
     trouble: str = ""
 
     @property
-    def sentence(self) -> str:
-        preset = self.preset
-        text = f"Preset {quoted(preset.name)}{f' ({quoted(preset.model)})' if preset.model else ''}: {self.reason}."
-        timesteps = listed(f"{timestep:g}" for timestep in preset.timesteps)
-        text += f" Timesteps {timesteps}; {preset.prediction}; {preset.noise} noise."
-        if preset.resolution:
-            text += f" Made for {preset.resolution} px."
+    def said(self) -> str:
+        """What a person is told: what the model is run as, why, and what else matters."""
+        preset, count = self.preset, len(self.preset.timesteps)
+        steps = "1 step" if count == 1 else f"{count} steps"
+        called = quoted(STEPS.sub("", preset.model) or f"the preset {preset.name}")
+        reason = f" ({self.reason})" if self.known else f": {self.reason}"
+        text = [f"Running as {called}, {steps}{reason}."]
         if preset.cfg != 1:
-            text += f" Its authors add CFG {preset.cfg:g}: SNOOPI Model Sampling and a KSampler can do that."
+            text.append(f"Its authors add CFG {preset.cfg:g}: SNOOPI Model Sampling and a KSampler can do that.")
         trouble = [f"None of your own presets can be used: {self.trouble}"] if self.trouble else []
-        return " ".join([text, *self.notes, *trouble])
+        return " ".join([*text, *self.notes, *trouble])
+
+    @property
+    def details(self) -> str:
+        preset = self.preset
+        timesteps = listed(f"{timestep:g}" for timestep in preset.timesteps)
+        made_for = f" Made for {preset.resolution} px." if preset.resolution else ""
+        said = f"Preset {quoted(preset.name)}: timesteps {timesteps}; {preset.prediction}; {preset.noise} noise."
+        return said + made_for
+
+    @property
+    def sentence(self) -> str:
+        return f"{self.said} {self.details}"
 
 
 def choose(model: ModelPatcher, name: str, origin: Origin | None = None) -> Choice:

@@ -16,7 +16,8 @@ import yaml
 
 from ..quoting import listed, quoted
 from .files import ModelFile
-from .presets import LONGEST_NAME, Preset, all_presets
+from .preset import LONGEST_NAME, Preset
+from .presets import all_presets
 
 PATH = Path(__file__).with_name("names.yaml")
 WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")

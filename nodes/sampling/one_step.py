@@ -22,7 +22,8 @@ from .backbones import backbone_of
 from .base import base_sampling, contradiction, on_base
 from .latent import DOWNSCALES, check_size, fitting, streams_of
 from .parameterization import PREDICTIONS, PresetSampling, formula_of, with_formula
-from .presets import Preset, usable_presets
+from .preset import Preset
+from .presets import usable_presets
 
 #: In a LATENT that is not finished: the preset that left it so.
 LEFT_NOISY = "snoopi_left_noisy_by"
@@ -138,7 +139,7 @@ def sample(
     if samples.dtype == torch.float16:  # older cores sample in it, and end in NaN
         samples, noise = samples.float(), noise.float()
 
-    guider = _Guider(model)
+    guider = GuiderAtCfg1(model)
     conds = {"positive": positive}
     if reads_unconditional(model):
         conds["negative"] = negative or [[text, more | {"prompt_type": "positive"}] for text, more, *_ in positive]
@@ -179,7 +180,7 @@ def check_stage(preset: Preset, latent: dict) -> None:
         )
 
 
-class _Guider(comfy.samplers.CFGGuider):
+class GuiderAtCfg1(comfy.samplers.CFGGuider):
     """At CFG 1; names the positive where ComfyUI fails before the network was called."""
 
     called = False

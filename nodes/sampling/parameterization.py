@@ -27,7 +27,7 @@ import torch
 from comfy.model_sampling import CONST, EPS, V_PREDICTION, X0, ModelSamplingDiscrete, reshape_sigma
 from comfy.model_sampling import ModelSamplingDiscreteEDM as DiscreteEDM
 
-from .presets import Preset
+from .preset import Preset
 
 #: What ComfyUI's models read of their flow sampling beside its formulas: MiniMax H3 for its sound, HiDream-O1.
 OF_THE_FAMILY = ("shift", "audio_shift", "audio_scale", "noise_scale")

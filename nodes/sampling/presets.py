@@ -1,12 +1,10 @@
-"""Reads, checks and finds the rows of presets.yaml and of the user's own table."""
+"""Reads and finds the rows of presets.yaml and of the user's own table; preset.py says what a row may be."""
 
-import datetime
 import functools
 import math
 import os
 import stat
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -14,7 +12,7 @@ import folder_paths
 import yaml
 
 from ..quoting import as_written, is_plain, listed, quoted
-from .backbones import BACKBONES
+from .preset import Preset, checked
 
 PATH = Path(__file__).with_name("presets.yaml")
 NOT_RUNNABLE = Path(__file__).with_name("not_runnable.yaml")
@@ -22,76 +20,6 @@ USER_FILE = "snoopi_presets.yaml"
 LARGEST_FILE = 2**18  # bytes; a table of 500 rows
 MOST_VALUES = 20_000  # with all aliases written out
 DEEPEST = 8  # levels
-LONGEST_NAME = 255
-
-SHIFTS = ("flux1", "flux2")
-CHOICES = {
-    "solver": ("euler", "euler_ancestral", "res_multistep"),
-    "spacing": ("trailing", "lcm"),
-    "prediction": ("eps", "v", "x0", "flow-", "flow+"),
-    "noise": ("unit", "vp", "ipi"),
-    "renoise": ("none", "fresh"),
-    "output": ("x0", "tcd"),
-}
-RANGES = {
-    "alphas_cumprod": (0, 1),
-    "channels": (1, 4096),
-    "latent_scale": (0, 100),
-    "resolution": (1, 65536),
-    "alpha": (0, 2),
-    "cfg": (1, 100),
-    "strength": (0.01, 10),
-}
-WHOLE = ("channels", "resolution")
-DIFFUSION_ONLY = ("levels", "alphas_cumprod", "output", "noise", "follows_base", "spacing")
-LISTS = ("timesteps", "levels", "image_starts", "stage", "backbones", "files", "words")
-
-
-@dataclass(frozen=True)
-class Preset:
-    """One row; presets.yaml says what each field means."""
-
-    name: str
-    prediction: str
-    timesteps: tuple[float, ...]
-    follows_base: bool = False
-    model: str = ""
-    backbones: tuple[str, ...] = ()
-    noise: str = "unit"
-    levels: tuple[float, ...] = ()
-    image_starts: tuple[float, ...] = ()
-    alphas_cumprod: float | None = None
-    renoise: str = "none"
-    output: str = "x0"
-    channels: int | None = None
-    latent_scale: float | None = None
-    resolution: int | None = None
-    alpha: float | None = None
-    cfg: float = 1.0
-    solver: str = "euler"
-    spacing: str = "trailing"
-    shift: float | str | None = None
-    stage: tuple[int, ...] = ()
-    strength: float = 1.0
-    files: tuple[str, ...] = ()
-    words: tuple[str, ...] = ()
-    folder: str = ""
-    source: str = ""
-    checked: str = ""
-
-    @property
-    def is_flow(self) -> bool:
-        return self.prediction.startswith("flow")
-
-    @property
-    def noise_levels(self) -> tuple[float, ...]:
-        """How noisy the picture is at each step, as timesteps."""
-        return self.levels or self.timesteps
-
-    @property
-    def sampler(self) -> str:
-        """The name of ComfyUI's sampler that takes its steps."""
-        return "lcm" if self.renoise == "fresh" else self.solver
 
 
 def user_path() -> Path:
@@ -166,7 +94,7 @@ def _read(path: Path, mtime: int, size: int) -> Mapping[str, Preset]:
         lines = {_name(field): field.start_mark.line + 1 for field, _ in pairs}
         place = functools.partial(_place, path, name, line, lines)
         row = {_name(field): _constructed(loader, node, place(_name(field))) for field, node in pairs}
-        rows[name] = _checked(name, row, place)
+        rows[name] = checked(name, row, place)
     return MappingProxyType(rows)
 
 
@@ -247,108 +175,5 @@ def _name(key: yaml.Node) -> str:
     return quoted(key.value) if isinstance(key, yaml.ScalarNode) else "[...]"
 
 
-def changed(preset: Preset, place: str, **changes) -> Preset:
-    """`preset` with other values, checked as a row of a table is.
-
-    Raises:
-        ValueError: a value makes no sense; the sentence begins with `place` and names the field.
-    """
-    row = {field.name: getattr(preset, field.name) for field in fields(Preset) if field.name != "name"}
-    row = {name: value for name, value in row.items() if value not in (None, "", ()) and value is not False}
-    if str(changes.get("prediction", preset.prediction)).startswith("flow"):
-        row = {name: value for name, value in row.items() if name not in DIFFUSION_ONLY}
-    else:
-        row.pop("shift", None)
-    return _checked(preset.name, row | changes, lambda field: f"{place}, field {field}")
-
-
 def _place(path: Path, name: str, line: int, lines: dict[str, int], field: str) -> str:
     return f"{path}, line {lines.get(field, line)}, row {name}, field {field}"
-
-
-def _checked(name: str, row: dict[str, object], place: Callable[[str], str]) -> Preset:
-    def refuse(field: str, what: str):
-        raise ValueError(f"{place(field)}: {what}.")
-
-    known = {field.name: field for field in fields(Preset) if field.name != "name"}
-    for field in row:
-        if field not in known:
-            refuse(field, f"there is no such field; the fields are {', '.join(known)}")
-    for field, described in known.items():
-        if described.default is MISSING and field not in row:
-            refuse(field, "it is missing")
-    for field in [field for field in row if row[field] is None]:
-        refuse(field, "it is empty")
-
-    for field in LISTS:
-        if field in row:
-            value = row[field]
-            row[field] = tuple(value) if isinstance(value, (list, tuple)) else (value,)
-    for field, choices in CHOICES.items():
-        if field in row and row[field] not in choices:
-            refuse(field, f"{as_written(row[field])} is not one of {', '.join(choices)}")
-    for field, (least, most) in RANGES.items():
-        if field in row and not (_is_number(row[field]) and least <= row[field] <= most):
-            refuse(field, f"{as_written(row[field])} is not a number from {least} to {most}")
-    for field in WHOLE:
-        if field in row and type(row[field]) is not int:
-            refuse(field, f"{as_written(row[field])} is not a whole number")
-    for field in ("latent_scale", "alphas_cumprod"):
-        if row.get(field) == 0 or (field == "alphas_cumprod" and row.get(field) == 1):
-            refuse(field, f"{as_written(row[field])} would divide by zero")
-    if type(row.get("follows_base", False)) is not bool:
-        refuse("follows_base", f"{as_written(row['follows_base'])} is not one of true, false")
-    if isinstance(row.get("checked"), datetime.date):  # as YAML reads a date
-        row["checked"] = row["checked"].isoformat()
-    for field in ("model", "folder", "source", "checked"):
-        if field in row and not isinstance(row[field], str):
-            refuse(field, f"{as_written(row[field])} is not text")
-    for backbone in row.get("backbones", ()):
-        if not isinstance(backbone, str) or backbone not in BACKBONES:
-            refuse("backbones", f"{as_written(backbone)} is not one of {', '.join(BACKBONES)}")
-    for field in ("files", "words"):
-        for pattern in row.get(field, ()):
-            if not isinstance(pattern, str) or not 0 < len(pattern.strip("*-_. ")) <= LONGEST_NAME:
-                refuse(field, f"{as_written(pattern)} is not the name of a file")
-
-    flow = row["prediction"].startswith("flow")
-    for field in ("timesteps", "levels", "image_starts"):
-        if field in row:
-            _check_timesteps(row[field], flow, functools.partial(refuse, field))
-    if "levels" in row and len(row["levels"]) != len(row["timesteps"]):
-        refuse("levels", f"there are {len(row['levels'])}, but {len(row['timesteps'])} timesteps")
-    if "shift" in row:
-        if not flow:
-            refuse("shift", "only a flow model has one: leave it out")
-        if row["shift"] not in SHIFTS and not (_is_number(row["shift"]) and 0.01 <= row["shift"] <= 100):
-            wanted = f"a number from 0.01 to 100 or one of {', '.join(SHIFTS)}"
-            refuse("shift", f"{as_written(row['shift'])} is not {wanted}")
-    if "stage" in row:
-        _check_stage(row["stage"], len(row["timesteps"]), functools.partial(refuse, "stage"))
-    for field in DIFFUSION_ONLY:
-        if flow and field in row:
-            refuse(field, "a flow model has no such thing: leave it out")
-    return Preset(name=name, **row)
-
-
-def _check_stage(values: tuple, steps: int, refuse) -> None:
-    if len(values) != 2 or any(type(value) is not int for value in values):
-        refuse("it is not two whole numbers, the step where this stage begins and the one before which it ends")
-    if not 0 <= values[0] < values[1] <= steps:
-        refuse(f"{listed(map(str, values))} are not steps of {steps}, the first below the second")
-
-
-def _check_timesteps(values: tuple, flow: bool, refuse) -> None:
-    if not values:
-        refuse("there are none")
-    for value in values:
-        if flow and not (_is_number(value) and 0 < value <= 1000):
-            refuse(f"{as_written(value)} is not a number above 0 and up to 1000")
-        if not flow and not (type(value) is int and 0 <= value <= 999):
-            refuse(f"{as_written(value)} is not a whole number from 0 to 999")
-    if any(later >= earlier for earlier, later in zip(values, values[1:], strict=False)):
-        refuse(f"{listed(map(str, values))} do not fall from step to step")
-
-
-def _is_number(value: object) -> bool:
-    return type(value) is int or type(value) is float and math.isfinite(value)

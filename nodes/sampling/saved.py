@@ -16,7 +16,7 @@ from .backbones import backbone_of
 from .base import base_sampling, prediction_of
 from .files import FORMAT, PREFIX, WORDS
 from .loras import is_merged
-from .presets import Preset
+from .preset import Preset
 
 KEY = "snoopi_saved"
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}

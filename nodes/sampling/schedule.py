@@ -2,7 +2,7 @@
 
 import math
 
-from .presets import Preset, changed
+from .preset import Preset, changed
 
 LCM_STEPS = 50  # the timesteps that LCMScheduler picks from
 

@@ -10,8 +10,8 @@ from comfyui.serve import PACK, serve
 HTML = "<img src=x onerror=window.hacked=1>"
 FILE = f"{HTML}instaflow.safetensors"
 LOADER = "06 Auto finds the model"
-SHOWN = """() => app.graph._nodes.flatMap(node => node.widgets ?? []).map(widget => String(widget.value)).filter(
-    text => text.startsWith("Preset "))"""
+SHOWN = """() => app.graph._nodes.flatMap(node => node.widgets ?? []).map(
+    widget => String(widget.value).replace(/\\s+/g, " ")).filter(text => text.startsWith("Running as"))"""
 #: Runs the graph; gives the error, or "". A newer ComfyUI refuses what is not in a list, and no event comes.
 RUN = """() => new Promise(resolve => {
     for (const kind of ["execution_success", "execution_error"])

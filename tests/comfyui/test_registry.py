@@ -1,15 +1,21 @@
 """What `comfy node pack` puts into the registry's archive: the tracked files that .comfyignore leaves."""
 
 import ast
+import os
 import re
 import subprocess
+import sys
 import tomllib
+import zipfile
 
 import pytest
+from PIL import Image
 
 from comfyui.serve import PACK
 
-PROJECT = tomllib.loads((PACK / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((PACK / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
+COMFY_CLI = "comfy-cli==1.23.0"
 
 
 def tracked(*options):
@@ -20,6 +26,72 @@ def tracked(*options):
 @pytest.fixture(scope="module")
 def packed():
     return tracked() - tracked("--cached", "--ignored", "--exclude-from=.comfyignore")
+
+
+@pytest.fixture(scope="session")
+def comfy(tmp_path_factory):
+    """Runs `comfy` of comfy-cli in a folder, without a network; it has an environment of its own in build/."""
+    environment, home = PACK / "build" / COMFY_CLI, tmp_path_factory.mktemp("home")
+    python, installed = environment / "bin" / "python", environment / "installed"
+    if not installed.exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", environment], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-compile", COMFY_CLI], check=True)
+        installed.touch()
+
+    def run(folder, *words):
+        command = [python, "-m", "comfy_cli", "--skip-prompt", "--no-enable-telemetry", *words]
+        nowhere = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
+        found = nowhere | {"HOME": str(home), "PATH": f"{environment / 'bin'}:{os.environ['PATH']}"}
+        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        return subprocess.run(command, cwd=folder, env=found, text=True, **streams)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """What git tracks, in a repository of its own, where comfy-cli may write its zip."""
+    folder = tmp_path_factory.mktemp("checkout")
+    subprocess.run(["git", "checkout-index", "--all", f"--prefix={folder}/"], cwd=PACK, check=True)
+    for words in (("init", "--quiet"), ("add", "--all")):
+        subprocess.run(["git", *words], cwd=folder, check=True)
+    return folder
+
+
+def test_comfy_node_validate(comfy, checkout):
+    ran = comfy(checkout, "node", "validate")
+    assert ran.returncode == 0 and "All validation checks passed" in ran.stdout, ran.stdout
+    (checkout / "nodes" / "bad.py").write_text("exec(input())\n")
+    ran = comfy(checkout, "node", "validate")
+    (checkout / "nodes" / "bad.py").unlink()
+    assert "S102" in ran.stdout  # so it does look
+
+
+def test_comfy_node_pack_makes_a_whole_archive_under_10_mb(comfy, checkout, packed):
+    ran = comfy(checkout, "node", "pack")
+    assert ran.returncode == 0, ran.stdout
+    (archive,) = checkout.glob("*.zip")
+    assert archive.stat().st_size < 10_000_000
+    with zipfile.ZipFile(archive) as file:
+        assert {name for name in file.namelist() if not name.endswith("/")} == packed
+
+
+def test_icon_and_banner_are_what_the_registry_takes():
+    """At most 400 pixels square, and 21 to 9; python -m demo.banner draws them."""
+    for name, ratio in (("icon.png", 1), ("banner.png", 21 / 9)):
+        path = PACK / "docs" / name
+        with Image.open(path) as image:
+            assert image.width / image.height == ratio
+            assert name == "banner.png" or image.width <= 400
+        assert path.stat().st_size < 100_000
+
+
+def test_icon_and_banner_get_their_address_from_the_repositorys():
+    """They are addresses, of which there are none before the repository has one."""
+    told, repository = PYPROJECT["tool"]["comfy"], PROJECT.get("urls", {}).get("Repository")
+    for key, name in (("Icon", "icon.png"), ("Banner", "banner.png")):
+        assert (key in told) == bool(repository)
+        assert not repository or told[key] == f"{repository}/raw/main/docs/{name}"
 
 
 def test_archive_holds_everything_that_comfyui_reads(packed):

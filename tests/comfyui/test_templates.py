@@ -38,6 +38,15 @@ def test_the_beginners_graph_is_the_first_and_a_short_one():
     assert len({path.stem[:2] for path in WORKFLOWS}) == len(WORKFLOWS)
 
 
+def test_the_most_used_few_step_models_have_one():
+    presets = {node["widgets_values"][2] for path in WORKFLOWS for node in json.loads(path.read_text())["nodes"]
+               if node["type"] == "SNOOPIOneStepSampler"}  # fmt: skip
+    assert presets >= {
+        "flux-schnell", "flux2-klein", "z-image-turbo", "qwen-image-lightning-4step", "sd35-turbo", "ltx2-distilled",
+        "wan22-lightx2v-high-noise", "wan22-lightx2v-low-noise", "krea2-turbo", "anima-turbo", "auto",
+    }  # fmt: skip
+
+
 @every
 def test_name_is_short_and_numbered(path):
     assert re.fullmatch(r"\d\d [^()]{3,29}", path.stem)
@@ -54,6 +63,14 @@ def test_note_of_at_most_60_words(graph):
 def test_at_most_1500_pixels_wide(graph):
     left = min(node["pos"][0] for node in graph["nodes"])
     assert max(node["pos"][0] + node["size"][0] for node in graph["nodes"]) - left <= 1500
+
+
+@every
+def test_nothing_overlaps_in_nodes_2_0_where_no_node_is_narrower_than_225_pixels(graph):
+    boxes = [(*node["pos"], max(node["size"][0], 225), node["size"][1]) for node in graph["nodes"]]
+    for number, (x, y, width, height) in enumerate(boxes):
+        for left, top, across, down in boxes[:number]:
+            assert x >= left + across or left >= x + width or y - 30 >= top + down or top - 30 >= y + height
 
 
 @every
@@ -111,3 +128,12 @@ def test_thumbnail_is_square_and_split(path):
     left, right = pixels[60:-60, 10 : middle - 10], pixels[60:-60, middle + 10 : -10]
     assert left.std() > 10 and right.std() > 10 and np.abs(left - right).mean() > 3
     assert path.with_suffix(".jpg").stat().st_size < 100_000
+
+
+@pytest.mark.parametrize("name", ["without_vs_with", "NASAAlphaSweep", "NASAAttentionMap"])
+def test_pictures_of_what_the_nodes_make_open_as_a_graph_where_they_are_dropped(name):
+    with Image.open(PACK / "web" / "docs" / f"{name}.png") as image:
+        inside = json.loads(image.text["workflow"])
+    graphs = [json.loads(path.read_text()) for path in WORKFLOWS]
+    assert {node["type"] for node in inside["nodes"]} in [{node["type"] for node in graph["nodes"]} for graph in graphs]
+    assert of_kind(inside, "NASA") and of_kind(inside, "Note")

@@ -57,3 +57,14 @@ def test_only_keeps_what_an_output_needs():
 def test_a_bypassed_node_is_an_error():
     with pytest.raises(ValueError, match="Source"):
         workflow.to_prompt(saved(mode=workflow.BYPASS), SCHEMAS)
+
+
+def test_a_combo_whose_options_bring_inputs_and_what_an_older_file_lacks():
+    """As Save Video of newer versions: the codec is an input of the format."""
+    codec = ["COMFY_DYNAMICCOMBO_V3", {"options": [{"key": "auto", "inputs": {}}, {"key": "h264", "inputs": {}}]}]
+    formats = [{"key": "auto", "inputs": {}}, {"key": "mp4", "inputs": {"required": {"codec": codec}}}]
+    schema = {"input": {"required": {"format": ["COMFY_DYNAMICCOMBO_V3", {"options": formats}], "fps": ["FLOAT", {}]},
+                        "optional": {"codec": codec}}}  # fmt: skip
+    new = {"format": "mp4", "format.codec": "h264", "fps": 24.0, "codec": "auto"}
+    assert workflow.widget_inputs(schema, ["mp4", "h264", 24.0]) == new
+    assert workflow.widget_inputs(schema, ["auto", 24.0]) == {"format": "auto", "fps": 24.0, "codec": "auto"}

@@ -5,10 +5,12 @@ The same as the frontend's own graphToPrompt, which tests/browser compares it wi
 
 import copy
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 NEVER, BYPASS = 2, 4  # node modes
-WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+WIDGET_TYPES = {"INT", "FLOAT", "FLOAT,INT", "STRING", "BOOLEAN", "COMBO"}
+CHOICE_WITH_INPUTS = "COMFY_DYNAMICCOMBO_V3"  # a combo each of whose options brings inputs of its own
 SEEDS = {"seed", "noise_seed"}  # the frontend adds "control after generate" to these, wherever they are
 
 
@@ -46,15 +48,23 @@ def widget_inputs(schema: dict, values: list) -> dict:
 
     An optional input that a newer version of a node has takes its default, as in the frontend.
     """
-    named, values = {}, iter(values)
+    return dict(_named(schema["input"], iter(values)))
+
+
+def _named(inputs: dict, values: Iterator, before: str = "") -> Iterator[tuple[str, object]]:
     for section in ("required", "optional"):
-        for name, (kind, *rest) in schema["input"].get(section, {}).items():
+        for name, (kind, *rest) in inputs.get(section, {}).items():
             options = rest[0] if rest else {}
-            if (isinstance(kind, list) or kind in WIDGET_TYPES) and not options.get("forceInput"):
-                named[name] = next(values) if section == "required" else next(values, options.get("default"))
+            if kind == CHOICE_WITH_INPUTS:
+                chosen = next(values, options["options"][0]["key"])
+                yield before + name, chosen
+                (brought,) = (option["inputs"] for option in options["options"] if option["key"] == chosen)
+                yield from _named(brought, values, f"{before}{name}.")
+            elif (isinstance(kind, list) or kind in WIDGET_TYPES) and not options.get("forceInput"):
+                value = next(values) if section == "required" else next(values, options.get("default"))
+                yield before + name, value
                 if options.get("control_after_generate") or (kind == "INT" and name in SEEDS):
                     next(values)
-    return named
 
 
 def with_values(prompt: dict, **values: dict) -> dict:

@@ -1,7 +1,8 @@
 """`make demo`: negative prompts on the demo model, on a real ComfyUI, over HTTP, with the graphs of workflows/.
 
-Leaves without_vs_with.png, alpha_sweep.png and report.json in build/demo. A batch takes all its noise from one seed,
-so "100 seeds" are 100 different noises from two seeds; every method gets the same ones.
+Leaves without_vs_with.png, alpha_sweep.png, attention_map.png and report.json in build/demo; each picture holds a graph
+of workflows/, which opens where it is dropped on ComfyUI. A batch takes all its noise from one seed, so "100 seeds" are
+100 different noises from two seeds; every method gets the same ones.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from tqdm import tqdm
 from comfyui.client import Refused, Unreachable
 from comfyui.serve import PACK, prepare, serve
 from demo import figures, report
-from demo.graphs import CFG_SCALE
+from demo.graphs import CFG_SCALE, MAP_WORKFLOW, NASA_WORKFLOW, SWEEP_WORKFLOW
 from demo.measure import FIRST_SEED, SWEEP, Demo
 from training.shapes.detector import accuracy_on_drawn
 from training.shapes.measurement import PAIRS
@@ -102,8 +103,10 @@ def measure(demo: Demo, record: dict, seeds: int, pictures: int, output: Path) -
         row, images = demo.pair(pair, seeds)
         rows.append(row)
         shown.append(images)
-    figures.save(figures.without_vs_with(rows, shown, demo.alpha), output / "without_vs_with.png")
-    figures.save(figures.alpha_sweep(SWEPT, demo.sweep(SWEPT, 4), SWEEP), output / "alpha_sweep.png")
+    figures.save(figures.without_vs_with(rows, shown, demo.alpha), output / "without_vs_with.png", NASA_WORKFLOW)
+    figures.save(figures.alpha_sweep(SWEPT, demo.sweep(SWEPT, 4), SWEEP), output / "alpha_sweep.png", SWEEP_WORKFLOW)
+    mapped = figures.attention_map(PAIRS[:4], demo.maps(PAIRS[:4], 3))
+    figures.save(mapped, output / "attention_map.png", MAP_WORKFLOW)
     say("how well the model follows its prompts, and what one picture costs")
     accuracy, colors = demo.student(pictures)
     plain, nasa = demo.seconds()
@@ -167,7 +170,8 @@ def main() -> int:
         return 130
     say(f"done in {time.monotonic() - started:.0f} s\n")
     print(report.table(made))
-    print(f"\nThe picture: {arguments.output / 'without_vs_with.png'}\nAlso there: alpha_sweep.png, report.json")
+    print(f"\nThe picture: {arguments.output / 'without_vs_with.png'}")
+    print("Also there: alpha_sweep.png, attention_map.png, report.json")
     return 0
 
 

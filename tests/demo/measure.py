@@ -59,6 +59,13 @@ class Demo:
             for pair in tqdm(pairs, "the sweep of alpha", ncols=90)
         ]
 
+    def maps(self, pairs: list[Pair], count: int) -> list[list[np.ndarray]]:
+        """For each pair the pictures without, where the negative acts on these, and with."""
+        return [
+            [self.pictures(method, pair.prompt, pair.negative, count) for method in ("none", "overlay", "nasa")]
+            for pair in pairs
+        ]
+
     def seconds(self, rounds: int = ROUNDS) -> tuple[float, float]:
         """Median time of a run that makes one picture, without and with NASA, in turn; loading and text are cached."""
         taken = {"none": [], "nasa": []}

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -13,8 +14,9 @@ from comfyui import workflow
 from comfyui.serve import PACK, serve
 from demo import report
 from demo.graphs import METHODS, NASA_WORKFLOW
+from demo.measure import Demo
 from training.shapes.detector import read
-from training.shapes.measurement import PAIRS, absent
+from training.shapes.measurement import ALPHA, PAIRS, absent
 
 REPORT_KEYS = {
     "comfyui_version", "alpha", "detector_accuracy", "teacher_accuracy", "student_accuracy", "student_colors", "pairs",
@@ -57,23 +59,38 @@ def test_negative_prompts_work(small):
 
 def test_pictures_and_table(small):
     output, made, printed = small
-    for name in ("without_vs_with.png", "alpha_sweep.png"):
+    for name in ("without_vs_with.png", "alpha_sweep.png", "attention_map.png"):
         with Image.open(output / name) as image:
             assert image.width > 1000 and image.height > 500
+            assert json.loads(image.text["workflow"])["nodes"]  # opens as a graph where it is dropped on ComfyUI
     assert str(output / "without_vs_with.png") in printed
     assert all(name in printed for name, _, _ in report.bars(made))
 
 
 def test_the_seed_of_the_demo_graph_shows_what_the_negative_does(small):
-    """The graph as it is: the unwanted thing in at least three of four pictures without, in none with."""
+    """The graph as it is: the unwanted thing in at least three of four pictures without, in none with.
+
+    And the attention map of its word lies on the shapes: brighter there than beside them.
+    """
     output, _, _ = small
     with serve(output / "comfyui") as client:
+        demo = Demo(client, ALPHA)
+        pictures, masks = (demo.pictures(method, "a colored circle", "red", 32) for method in ("none", "mask"))
         graph = workflow.load(NASA_WORKFLOW, client.object_info())
         made = client.run(graph).pictures
     seen = {graph[node]["_meta"]["title"]: read(pictures[:, 4::8, 4::8]) for node, pictures in made.items()}
     (negative,) = (node["inputs"]["text"] for node in workflow.find(graph, "Negative prompt"))
     there = {title: [not absent(reading, negative) for reading in readings] for title, readings in seen.items()}
     assert sum(there["Without"]) >= 3 and not any(there["With the negative prompt"])
+
+    paper = np.median(pictures.reshape(len(pictures), -1, 3), axis=1)[:, None, None]
+    shapes = np.abs(pictures - paper).max(axis=-1) > 40
+    assert 0.05 < shapes.mean() < 0.6
+    on, beside = np.array([
+        (mask[shape].mean(), mask[~shape].mean()) for mask, shape in zip(masks[..., 0], shapes, strict=True)
+    ]).T  # fmt: skip
+    print(f"red: {on.mean():.0f} on the shape, {beside.mean():.0f} beside it, {(on > beside).sum()} of {len(on)}")
+    assert on.mean() > 1.1 * beside.mean() and (on > beside).mean() > 0.7
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "not safetensors"])

@@ -80,6 +80,10 @@ def pack():
         "one_step": ".nodes.sampling.one_step",
         "nasa_patch": ".nodes.nasa_patch",
         "alpha_sweep": ".nodes.alpha_sweep",
+        "attention_map": ".nodes.attention_map",
+        "look": ".nodes.map.look",
+        "word": ".nodes.map.word",
+        "overlay": ".nodes.map.overlay",
         "sheet": ".nodes.sweep.sheet",
         "one_step_sampler": ".nodes.one_step_sampler",
     }

@@ -117,6 +117,16 @@ def test_a_negative_without_what_else_its_model_reads_is_refused(pack, name, mis
         pack.payload.patch(build(name), [[embedding, without]], 0.5)
 
 
+@pytest.mark.parametrize("name", ["HunyuanVideo 1.5", "SDXL"])
+def test_what_only_comfyui_asks_of_a_negative_is_one_sentence_too(pack, name):
+    """Its own code reads these, whose encoders may hand over None."""
+    ((embedding, options),) = conditioning(name, 2)
+    without = {key: value for key, value in options.items() if key != "pooled_output"}
+    patched = pack.payload.patch(build(name), [[embedding, without]], 0.5)
+    with pytest.raises(ValueError, match="^The negative conditioning lacks pooled_output, which this model reads: enc"):
+        sample(name, patched, conditioning(name, 1), steps=1)
+
+
 def test_the_sampler_alone_needs_no_layout(pack):
     """Without NASA, a changed family is no reason to stop."""
     network = build("Flux").model.diffusion_model

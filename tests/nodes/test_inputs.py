@@ -73,6 +73,7 @@ def test_comfyui_loads_the_pack(pack):
         "SNOOPIOneStepScheduler": "SNOOPI One-Step Scheduler",
         "SNOOPICheckpointLoader": "SNOOPI Checkpoint Loader",
         "NASAAlphaSweep": "NASA Alpha Sweep (negative prompt)",
+        "NASAAttentionMap": "NASA Attention Map (negative prompt)",
     }
     assert not hasattr(pack.root, "NODE_CLASS_MAPPINGS")
     web = Path(pack.root.__file__).parent / pack.root.WEB_DIRECTORY
@@ -86,3 +87,13 @@ def test_comfyui_loads_the_pack(pack):
 def test_unknown_schema_fields_are_dropped(pack):
     schema = pack.schema.schema(node_id="X", field_of_a_later_version=1)
     assert schema.node_id == "X"
+
+
+def test_nodes_are_found_by_what_people_type(pack):
+    """Where ComfyUI searches more than display names."""
+    words = "guidance distilled schnell remove exclude avoid unwanted without negpip steer pixart strength klein qwen"
+    words = {*words.split(), "negative prompt", "sdxl turbo", "cfg 1", "no cfg", "few step", "4 step", "z-image"}
+    for node in pack.nodes.NODES:
+        schema = node.define_schema()
+        if schema.node_id in ("NASACrossAttentionPatch", "SNOOPIOneStepSampler"):
+            assert words <= {*getattr(schema, "search_aliases", words)}

@@ -1,8 +1,9 @@
 """The table of presets with the errors measured here: `python -m presets` with tests/ on the path.
 
-It runs tests/nodes/sampling/test_presets.py, which writes build/presets.json, and prints a Markdown table from that
-file and from presets.yaml. Every error is the largest deviation from the authors' own formula, in units of the latent's
-largest value, on narrow models with random weights: it shows wrong input, timesteps or formula, not quality.
+It runs tests/nodes/sampling/test_presets.py, which writes build/presets.json, prints a Markdown table from that file
+and from presets.yaml, and writes the tables by family in docs/presets.md. Every error is the largest deviation from
+the authors' own formula, in units of the latent's largest value, on narrow models with random weights: it shows wrong
+input, timesteps or formula, not quality.
 """
 
 import json
@@ -17,6 +18,31 @@ SAMPLING = PACK / "nodes" / "sampling"
 RESULTS = PACK / "build" / "presets.json"
 COLUMNS = ["preset", "model", "prediction", "timesteps", "noise", "steps by", "px", "ours", "patched KSampler",
            "stock KSampler"]  # fmt: skip
+PAGE = PACK / "docs" / "presets.md"
+BEGIN, END = "<!-- written by make presets -->\n", "<!-- end -->\n"
+FAMILIES = {  # every backbone of nodes/sampling/backbones.py, as people call it
+    "SDXL": "SDXL, Pony, Illustrious, NoobAI",
+    "SD 1.x": "Stable Diffusion 1.5",
+    "SD 2.x": "Stable Diffusion 2.1",
+    "PixArt": "PixArt",
+    "SD 3.x": "Stable Diffusion 3 and 3.5",
+    "FLUX.1": "FLUX.1",
+    "FLUX.2": "FLUX.2",
+    "Z-Image": "Z-Image",
+    "Qwen-Image": "Qwen-Image and Qwen-Image Edit",
+    "Krea 2": "Krea 2",
+    "Anima": "Anima",
+    "Wan": "Wan 2.1 and 2.2 (video)",
+    "LTX": "LTX-2, 2.3 and 2.5 (video)",
+    "MiniMax H3": "MiniMax H3 (video)",
+    "HiDream": "HiDream",
+    "Ernie-Image": "Ernie-Image",
+    "Boogu": "Boogu",
+    "Mage-Flow": "Mage-Flow",
+    "Lens": "Lens",
+}
+#: What an error of a KSampler is called, up to which size; above the last it is wrong.
+WORDS = ((0.001, "the same"), (0.05, "a little off"), (0.5, "off"))
 
 
 def main() -> int:
@@ -27,7 +53,10 @@ def main() -> int:
         print(ran.stdout)
         return ran.returncode
     rows = yaml.safe_load((SAMPLING / "presets.yaml").read_text(encoding="utf-8"))
-    print(table(rows, json.loads(RESULTS.read_text(encoding="utf-8"))))
+    measured = json.loads(RESULTS.read_text(encoding="utf-8"))
+    print(table(rows, measured))
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    PAGE.write_text(before + BEGIN + by_family(rows, measured) + END + rest.partition(END)[2], encoding="utf-8")
     print("\nErrors in units of the latent's largest value; narrow models, random weights, fp32.")
     print("-: rows of two stages, second passes and sound have tests of their own, or this ComfyUI lacks the family.\n")
     for name, reason in yaml.safe_load((SAMPLING / "not_runnable.yaml").read_text(encoding="utf-8")).items():
@@ -52,6 +81,36 @@ def table(rows: dict[str, dict], measured: list[dict]) -> str:
             )
         )  # fmt: skip
     return "\n".join(f"| {line} |" for line in lines)
+
+
+def by_family(rows: dict[str, dict], measured: list[dict]) -> str:
+    """Markdown tables in words, one a family; a row that fits several families is in the table of each."""
+    errors = {(entry["preset"], entry["backbone"]): entry["stock"] for entry in measured}
+    lines = []
+    for family, called in FAMILIES.items():
+        lines += [f"\n### {called}\n", "| preset | for | steps | size | CFG | a plain KSampler |", f"|{6 * '---|'}"]
+        for name, row in rows.items():
+            if family in row["backbones"]:
+                size = f"{row['resolution']} px" if "resolution" in row else "any"
+                cells = (f"`{name}`", row["model"], in_words(row), size, f"{row.get('cfg', 1):g}",
+                         called_error(errors.get((name, family))))  # fmt: skip
+                lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "\n"])
+
+
+def in_words(row: dict) -> str:
+    """How many steps, or which of them for one of two models that take turns."""
+    count = len(row["timesteps"])
+    if "stage" not in row:
+        return str(count)
+    first, end = row["stage"]
+    return f"{first + 1} to {end} of {count}"
+
+
+def called_error(error: float | None) -> str:
+    if error is None:
+        return "-"
+    return next((word for largest, word in WORDS if error < largest), "wrong")
 
 
 def shown(error: float | None) -> str:

@@ -272,7 +272,7 @@ AUTHORS = {
     "pcm-8step-cfg": tcd(8),
     "pcm-16step-cfg": tcd(16),
     "flash-sd": lcm(4),
-    "sdxl-flash": dmd2([999, 874, 749, 624, 499, 374, 249, 124]),
+    "sdxl-flash": lightning(7),
     "sdxl-turbo-4step": ancestral([999, 749, 499, 249]),
     "pixart-lcm": lcm(4, betas=PIXART),
     "flux-dev-turbo": flow(even(8), mu=lambda z: flux_mu(z.shape[-1] * z.shape[-2] * 64), use_dynamic_shifting=True),

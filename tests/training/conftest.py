@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_models import make_clip, make_pixart, make_teacher
+from small_models import make_clip, make_pixart, make_sdxl, make_teacher
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -21,6 +21,11 @@ if not hasattr(sys.modules.get("training"), "__file__"):
 @pytest.fixture(scope="session")
 def pixart(tmp_path_factory) -> Path:
     return make_pixart(tmp_path_factory.mktemp("pixart"))
+
+
+@pytest.fixture(scope="session")
+def sdxl(tmp_path_factory) -> Path:
+    return make_sdxl(tmp_path_factory.mktemp("sdxl"))
 
 
 @pytest.fixture(scope="session")

@@ -120,7 +120,7 @@ MUTATIONS = [
         "v read as its opposite",
         "alpha * said + sigma * x_t",
         "sigma * x_t - alpha * said",
-        "networks/backbones/latent_diffusion.py",
+        "networks/parameterization.py",
     ),
     Mutation(
         "vp noise read as unit",

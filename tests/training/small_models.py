@@ -65,6 +65,47 @@ def make_pixart(folder: Path, micro_conditions: bool = False) -> Path:
     return folder
 
 
+def make_sdxl(folder: Path, width: int = 32, sizes: int = 4, **changes) -> Path:
+    """SDXL in small: two levels, the lower one with two transformer blocks, 4x4 latents, CLIPs of 8 and 12 channels.
+
+    width: channels of the upper level; sizes: channels of each of the six numbers that the UNet is told; changes: of
+    the UNet's config. Seeded.
+    """
+    from diffusers import AutoencoderTiny, EulerDiscreteScheduler, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    torch.manual_seed(0)
+    config = {
+        "sample_size": 4,
+        "block_out_channels": (width, 2 * width),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "layers_per_block": 2,
+        "transformer_layers_per_block": (1, 2),
+        "cross_attention_dim": 20,
+        "attention_head_dim": (1, 2),
+        "norm_num_groups": 8 if width < 64 else 32,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": sizes,
+        "projection_class_embeddings_input_dim": 12 + 6 * sizes,
+    }
+    UNet2DConditionModel(**config | changes).save_pretrained(folder / "unet")
+    AutoencoderTiny(scaling_factor=0.7).save_pretrained(folder / "vae")
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    EulerDiscreteScheduler(**betas).save_pretrained(folder / "scheduler")
+    layers = {"num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": 49408}
+    for name, kind, size in (("", CLIPTextModel, 8), ("_2", CLIPTextModelWithProjection, 12)):
+        words = make_letters(folder / f"tokenizer{name}")
+        ends = {"bos_token_id": words - 2, "eos_token_id": words - 1, "pad_token_id": words - 1}
+        act = "gelu" if name else "quick_gelu"
+        text = CLIPTextConfig(
+            hidden_size=size, intermediate_size=4 * size, projection_dim=size, hidden_act=act, **layers, **ends
+        )
+        kind(text).save_pretrained(folder / f"text_encoder{name}")
+    return folder
+
+
 def make_sd3(folder: Path, clip_g: bool = False, t5: bool = False, context: int = 20) -> Path:
     """Stable Diffusion 3.5 in small: two blocks of 24 channels, the first with two attentions, 4x4 latents of 16
     channels, a shift of 3; CLIP-L, with `clip_g` and `t5` the others too. context: width of the text. Seeded."""

@@ -148,7 +148,7 @@ TEACHERS = {
     "scheduler is binary": (lambda: Path(SCHEDULER_PATH).write_bytes(b"\xff\0"), "Cannot load scheduler"),
     # what it cannot ask
     "inpainting": (lambda: remake_unet(in_channels=9), "reads 9 channels and writes 4: a model for inpainting"),
-    "SDXL": (lambda: remake_unet(**SDXL), "is an SDXL .*addition_embed_type is 'text_time'"),
+    "SDXL": (lambda: remake_unet(**SDXL), "is an SDXL.*set `backbone: stable_diffusion_xl`"),
     "classes": (lambda: remake_unet(num_class_embeds=3), "also wants a class"),
     "LCM": (lambda: remake_unet(time_cond_proj_dim=8), "distilled by guidance already"),
     "image embeddings": (unet(encoder_hid_dim_type="image_proj"), "also wants embedded pictures"),
@@ -199,11 +199,11 @@ SINGLE = {
         "does not fit .*set `teacher_parts`",
     ),
     "an SDXL": (
-        {"model.diffusion_model.input_blocks.0.0.weight": 1, "conditioner.embedders.0.x": 1},
+        {"model.diffusion_model.input_blocks.0.0.weight": 1, "model.diffusion_model.label_emb.0.0.weight": 1},
         {"teacher_parts": "t"},
         "is an SDXL",
     ),
-    "no UNet": ({"lora_unet_x.lora_up.weight": 1}, {"teacher_parts": "t"}, "holds no Stable Diffusion UNet"),
+    "no UNet": ({"lora_unet_x.lora_up.weight": 1}, {"teacher_parts": "t"}, "is a LoRA, which only patches a model"),
 }
 
 

@@ -57,9 +57,10 @@ class Parts:
         return of_null + 2 * (of_text - of_null)
 
 
-@pytest.fixture(scope="module", params=["stable_diffusion", "pixart"])
-def parts(request, teacher, pixart):
-    return Parts(request.param, str(pixart if request.param == "pixart" else teacher))
+@pytest.fixture(scope="module", params=["stable_diffusion", "stable_diffusion_xl", "pixart"])
+def parts(request, teacher, sdxl, pixart):
+    folders = {"stable_diffusion": teacher, "stable_diffusion_xl": sdxl, "pixart": pixart}
+    return Parts(request.param, str(folders[request.param]))
 
 
 def again(count: int, shape: tuple) -> list[torch.Tensor]:

@@ -72,10 +72,9 @@ def draw(
             if stop():
                 bar.close()
                 raise KeyboardInterrupt(f"Stopped; {bar.n} of {total} pictures are kept, the same command goes on.")
-            for prompt, picture in zip(part, painter(part), strict=True):
-                path = path_of(folder, prompt)
-                if not path.exists():
-                    write_picture(path, brought_to(Image.fromarray(picture), size), tag)
+            drawn = ((path_of(folder, prompt), picture) for prompt, picture in zip(part, painter(part), strict=True))
+            for path, picture in ((path, picture) for path, picture in drawn if not path.exists()):
+                write_picture(path, brought_to(Image.fromarray(picture), size), tag)
             bar.update(len(part))
 
 

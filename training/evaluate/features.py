@@ -46,23 +46,27 @@ class Features:
             for first in range(0, len(pictures), PART):
                 count = min(PART, len(pictures) - first)
                 path = self.cache / f"{key}-{first // PART:05d}.safetensors"
-                if (part := _read(path, count)) is None:
-                    seen = []
-                    for start in range(first, first + count, BATCH):
-                        places = range(start, min(start + BATCH, first + count))
-                        seen.append(network.pictures(_stack(pictures, places)))
-                        bar.update(len(places))
-                    part = torch.cat(seen).contiguous()
-                    with atomic_file(path) as temporary:
-                        safetensors.torch.save_file({"features": part}, temporary)
-                else:
-                    bar.update(count)
-                parts.append(part)
+                parts.append(_kept(path, pictures, network, range(first, first + count), bar))
         return torch.cat(parts)
 
 
 def _stack(pictures: Pictures, places: range) -> numpy.ndarray:
     return numpy.stack(pictures.read(places))
+
+
+def _kept(path: Path, pictures: Pictures, network: Network, places: range, bar: tqdm) -> Tensor:
+    """What the network sees in these pictures; read from the file, or looked at now and written there."""
+    if (kept := _read(path, len(places))) is not None:
+        bar.update(len(places))
+        return kept
+    seen = []
+    for start in range(0, len(places), BATCH):
+        seen.append(network.pictures(_stack(pictures, places[start : start + BATCH])))
+        bar.update(len(places[start : start + BATCH]))
+    features = torch.cat(seen).contiguous()
+    with atomic_file(path) as temporary:
+        safetensors.torch.save_file({"features": features}, temporary)
+    return features
 
 
 def _read(path: Path, count: int) -> Tensor | None:

@@ -122,12 +122,13 @@ class Recipe:
         models, bare = dict(self.models), list(self.models)
         for text in given:
             role, equals, path = text.partition("=")
-            if not equals or role not in models:
-                if not bare:
-                    raise UserError(
-                        f"{quoted(text)} is one model too many: the recipe {quoted(self.name)} takes "
-                        f"{len(models)} ({', '.join(models)})."
-                    )
+            unnamed = not equals or role not in models
+            if unnamed and not bare:
+                raise UserError(
+                    f"{quoted(text)} is one model too many: the recipe {quoted(self.name)} takes {len(models)} "
+                    f"({', '.join(models)})."
+                )
+            if unnamed:
                 role, path = bare[0], text
             if role in bare:
                 bare.remove(role)

@@ -21,7 +21,7 @@ from ..recipe.config import digest
 from ..run.folder import Run, open_run
 from ..run.made_of import check_made_of, made_of
 from .comfyui import find_comfyui, in_comfyui
-from .families import Layout, family_of
+from .families import SDXL, Layout, family_of
 from .layouts import checkpoint_tensors, chosen_layout, comfyui_prediction, lora_tensors, network_tensors
 from .lora import is_lora
 from .metadata import licence_of, model_spec, our_keys, write_hash
@@ -70,10 +70,11 @@ def export(
     elif layout == "checkpoint":
         tensors = checkpoint_tensors(student.state_dict(), backbone)
     else:
-        tensors = network_tensors(student.state_dict())
+        tensors = network_tensors(student.state_dict(), backbone)
     backbone.network = student  # frees the teacher's weights, which may be gigabytes
     _convert(tensors, dtype)
-    _tell_prediction(comfyui_prediction(tensors, family), backbone.prediction_type, layout, tell)
+    if layout != "lora" or family is not SDXL:  # there the checkpoint below a LoRA says it
+        _tell_prediction(comfyui_prediction(tensors, family), backbone.prediction_type, layout, tell)
     height, width = (8 * side for side in backbone.latent_shape(config.latent_size)[1:])
     licence = licence or licence_of(config.teacher, start_from or config.teacher)
     told = (config.start, family, backbone.prediction_type, licence)

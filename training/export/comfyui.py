@@ -40,7 +40,7 @@ def in_comfyui(written: Written, comfyui: Path) -> tuple[dict[str, float], dict[
     folder = written.path.parent
     base = folder / "base.safetensors" if written.base else None
     if base:
-        safetensors.torch.save_file(network_tensors(written.base.state_dict()), base)
+        safetensors.torch.save_file(network_tensors(written.base.state_dict(), written.backbone), base)
     numpy.savez(folder / "inputs.npz", **inputs)
     request = {
         "comfyui": str(comfyui.resolve()),

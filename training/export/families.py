@@ -28,6 +28,7 @@ class Family:
 
 SD1 = Family("Stable Diffusion 1.x", "stable-diffusion-v1", "sd", 0.1, ("checkpoint", "unet", "lora"))
 SD2 = Family("Stable Diffusion 2.x", "stable-diffusion-v2-512", "sd", 0.2, ("checkpoint", "unet", "lora"))
+SDXL = Family("Stable Diffusion XL", "stable-diffusion-xl-v1-base", "sd", 0.1, ("checkpoint", "unet", "lora"))
 SD3 = Family("Stable Diffusion 3.x", "stable-diffusion-3", "pg-sb-sd3", 0.5, ("checkpoint", "transformer", "lora"))
 PIXART = Family("PixArt-alpha", "pixart-alpha", "pg-sb-pixart", 0.5, ("transformer", "lora"))
 
@@ -38,5 +39,7 @@ def family_of(state: dict[str, Tensor]) -> Family:
         return PIXART
     if "context_embedder.weight" in state:
         return SD3
+    if "add_embedding.linear_1.weight" in state:
+        return SDXL
     widths = {tensor.shape[1] for key, tensor in state.items() if key.endswith("attn2.to_k.weight")}
     return SD2 if widths == {1024} else SD1

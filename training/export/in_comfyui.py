@@ -27,8 +27,8 @@ import numpy  # noqa: E402
 import torch  # noqa: E402
 
 PREDICTIONS = {
+    "v_prediction": comfy.model_sampling.V_PREDICTION,  # before EPS, of which it is a kind
     "epsilon": comfy.model_sampling.EPS,
-    "v_prediction": comfy.model_sampling.V_PREDICTION,
     "flow-": comfy.model_sampling.CONST,
 }
 
@@ -59,7 +59,10 @@ def main():
     is_flow = prediction == "flow-"  # there sigma is t
     sigma = torch.tensor([REQUEST["timestep"] / 1000]) if is_flow else sampling.sigmas[REQUEST["timestep"]].view(1)
     x = sampling.noise_scaling(sigma, given["z"].clone(), torch.zeros_like(given["z"]), REQUEST["noise"] == "unit")
-    pooled = {"y": given["pooled"]} if "pooled" in given else {}
+    pooled = {}
+    if "pooled" in given:
+        height, width = (8 * side for side in given["z"].shape[-2:])
+        pooled["y"] = network.encode_adm(pooled_output=given["pooled"], height=height, width=width)
     found = {"x0": network.apply_model(x, sigma, c_crossattn=given["text"], **pooled).float().numpy()}
     if vae is not None:
         found["picture"] = vae.decode(network.latent_format.process_out(given["latent"])).float().numpy()

@@ -1,23 +1,32 @@
 """The tensors of each layout, under the names that its readers want."""
 
+import torch
 from torch import Tensor
 
 from ..errors import UserError
 from ..networks.backbones import LatentDiffusion
-from .families import PIXART, SD2, SD3, Family, Layout, family_of
+from .families import PIXART, SD2, SD3, SDXL, Family, Layout, family_of
 from .lora import kohya_lora, peft_lora
 from .pixart import pixart_state
 from .stable_diffusion import UNET, stable_diffusion_checkpoint, unet_state
 from .stable_diffusion3 import stable_diffusion3_checkpoint, transformer_state
+from .stable_diffusion_xl import stable_diffusion_xl_checkpoint
 
 V_BIAS = "output_blocks.11.1.transformer_blocks.0.norm1.bias"  # by which ComfyUI tells eps from v in SD 2.x
 V_SPREAD = 0.09
 
 
-def network_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def network_tensors(state: dict[str, Tensor], backbone: LatentDiffusion) -> dict[str, Tensor]:
     """A denoiser alone, as ComfyUI's Load Diffusion Model and diffusers read it."""
     convert = {PIXART: pixart_state, SD3: transformer_state}.get(family_of(state), unet_state)
-    return convert(state)
+    return convert(state) | {UNET + mark: torch.zeros(0) for mark in marks(state, backbone)}
+
+
+def marks(state: dict[str, Tensor], backbone: LatentDiffusion) -> list[str]:
+    """The empty tensors by which an SDXL says that it predicts v, and that its schedule ends in pure noise."""
+    if family_of(state) is not SDXL or backbone.prediction_type != "v_prediction":
+        return []
+    return ["v_pred"] + ["ztsnr"] * bool(backbone.sampler.config.get("rescale_betas_zero_snr"))
 
 
 def checkpoint_tensors(state: dict[str, Tensor], backbone: LatentDiffusion) -> dict[str, Tensor]:
@@ -26,6 +35,11 @@ def checkpoint_tensors(state: dict[str, Tensor], backbone: LatentDiffusion) -> d
         encoders = {folder: encoder.state_dict() for folder, encoder in backbone.text_encoder.items()}
         factors = backbone.vae.config.scaling_factor, backbone.vae.config.shift_factor or 0.0
         return stable_diffusion3_checkpoint(state, backbone.vae.state_dict(), encoders, *factors)
+    if family_of(state) is SDXL:
+        encoders = (encoder.state_dict() for encoder in backbone.text_encoder.values())
+        parts = (backbone.vae.state_dict(), *encoders, backbone.vae.config.scaling_factor)
+        said = {mark: torch.zeros(0) for mark in marks(state, backbone)}
+        return stable_diffusion_xl_checkpoint(state, *parts) | said
     vae, text_encoder = backbone.vae.state_dict(), backbone.text_encoder.state_dict()
     return stable_diffusion_checkpoint(state, vae, text_encoder, backbone.vae.config.scaling_factor)
 
@@ -53,6 +67,9 @@ def comfyui_prediction(tensors: dict[str, Tensor], family: Family) -> tuple[str,
     """What ComfyUI's stock loaders will take the file for, epsilon, v_prediction or flow-; and by what."""
     if family is SD3:
         return "flow-", f"it takes every {family.name} for that"
+    if family is SDXL:
+        said = tensors.keys() & {"v_pred", UNET + "v_pred"}
+        return ("v_prediction", "it has `v_pred`") if said else ("epsilon", "it has no `v_pred`")
     if family is not SD2:
         return "epsilon", f"it takes every {family.name} for that"
     bias = tensors.get(UNET + V_BIAS)

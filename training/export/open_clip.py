@@ -24,11 +24,12 @@ INSIDE = {
 LAYER = re.compile(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
 
 
-def open_clip_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def open_clip_state(state: dict[str, Tensor], depth: int = LAYERS) -> dict[str, Tensor]:
     """OpenCLIP names, without a prefix, of a CLIPTextModel's state dict (with or without `text_model.`).
 
-    Queries, keys and values become one matrix [3 * width, width]. Missing layers up to the 24th are filled with
-    zeros, which pass their input on: ComfyUI reads the output of the 23rd and would warn of missing keys.
+    Queries, keys and values become one matrix [3 * width, width]. Missing layers up to `depth`, the 24th of SD 2.x,
+    are filled with zeros, which pass their input on: ComfyUI reads the output of the 23rd and would warn of missing
+    keys.
     """
     converted: dict[str, Tensor] = {}
     projections: dict[str, dict[str, Tensor]] = {}
@@ -42,9 +43,7 @@ def open_clip_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
             continue
         match = LAYER.fullmatch(key)
         if not match:
-            raise UserError(
-                f"No place in the SD 2.x layout for the text encoder's `{quoted(key)}`; it is no OpenCLIP ViT-H."
-            )
+            raise UserError(f"No place in the SD 2.x layout for the text encoder's `{quoted(key)}`; it is no OpenCLIP.")
         number, module, kind = match.groups()
         layers = max(layers, int(number) + 1)
         block = f"transformer.resblocks.{number}"
@@ -56,6 +55,6 @@ def open_clip_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
         converted[name] = torch.cat([parts[f"self_attn.{letter}_proj"] for letter in "qkv"])
     last = f"transformer.resblocks.{layers - 1}."
     for name in [name for name in converted if name.startswith(last)]:
-        for number in range(layers, LAYERS):
+        for number in range(layers, depth):
             converted[name.replace(last, f"transformer.resblocks.{number}.")] = torch.zeros_like(converted[name])
     return converted

@@ -27,6 +27,8 @@ UNET_ENDS = {
     "mid_block.resnets.1": "middle_block.2",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
+    "add_embedding.linear_1": "label_emb.0.0",  # SDXL
+    "add_embedding.linear_2": "label_emb.0.2",
 }
 RESNET = {
     "norm1": "in_layers.0",
@@ -176,5 +178,5 @@ def _renamed(key: str, modules: dict[str, str], resnet: dict[str, str], attentio
             inner = table.get(old, old) + inner.removeprefix(old)
             return f"{modules[module]}.{inner}"
     raise UserError(
-        f"No place in the Stable Diffusion checkpoint layout for `{quoted(key)}`; only SD 1.x and 2.x can be exported."
+        f"No place in the Stable Diffusion checkpoint layout for `{quoted(key)}`; only SD 1, 2 and XL can be exported."
     )

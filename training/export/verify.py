@@ -46,7 +46,8 @@ def load_unet(path: str | Path, network: nn.Module) -> dict[str, str]:
             keys = list(file.keys())
             prefix = UNET if any(key.startswith(UNET) for key in keys) else ""
             wanted = {prefix + name for name in names.values()}
-            present = {key for key in keys if key.startswith(prefix)}
+            marks = {prefix + "v_pred", prefix + "ztsnr"}  # of an SDXL
+            present = {key for key in keys if key.startswith(prefix)} - marks
             if odd := sorted(wanted ^ present):
                 raise UserError(
                     f"{quoted(path)} is no UNet of this size: {len(odd)} tensors are missing or extra, such as "

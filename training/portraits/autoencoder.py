@@ -23,14 +23,15 @@ LATENT_NOISE = 0.3  # deviation of the noise that the decoder must see through, 
 OFF_CODE = 1.5  # ... and of that among the patterns of the code, where a student errs
 PICTURE_NOISE = 0.05  # ... and of that on the pictures that the encoder reads, in -1..1
 WIDTH, NARROW = 64, 32
+FACTORS = 1.0, 0.0  # diffusers' scaling_factor and shift_factor: the network sees the latents as they are
 
 
 def untrained(width: int = WIDTH) -> AutoencoderTiny:
     """64 x 64 pixels become 8 x 8 latents of 16 channels, as the network sees them."""
     return AutoencoderTiny(
         latent_channels=CHANNELS,
-        scaling_factor=1.0,
-        shift_factor=0.0,
+        scaling_factor=FACTORS[0],
+        shift_factor=FACTORS[1],
         force_upcast=False,
         encoder_block_out_channels=(width,) * 4,
         decoder_block_out_channels=(width,) * 4,

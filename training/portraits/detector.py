@@ -112,6 +112,11 @@ def train(file: Path) -> Detector:
 
 def load(file: Path) -> Detector:
     """The trained detector."""
+    return filled(load_file(file))
+
+
+def filled(state: dict[str, Tensor]) -> Detector:
+    """A detector with these weights."""
     model = Detector().eval().requires_grad_(False)
-    model.load_state_dict({key: weight.float() for key, weight in load_file(file).items()})
+    model.load_state_dict({key: weight.float() for key, weight in state.items()})
     return model

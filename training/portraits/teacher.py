@@ -32,7 +32,7 @@ WORDS = 20  # tokens of the longest caption, its two marks among them
 class TeacherSettings(LoopSettings):
     """How the teacher is trained; saved in the record beside the weights."""
 
-    steps: int = 2000
+    steps: int = 1600
     cool_down: float = 0.4
     captions: int = 6000  # drawn before the training, repeats included
     middle: tuple[float, float] = (0.62, 0.87)  # the times where text and noise decide the picture ...
@@ -41,8 +41,7 @@ class TeacherSettings(LoopSettings):
     tokens: int = 24  # of the 77; the last ones, all padding, stand for those that are left out
 
 
-FIRST = TeacherSettings()
-SECOND = TeacherSettings(steps=150, learning_rate=2e-4, warm_up=20, cool_down=0.8, tokens=TOKENS, seed=1)
+SETTINGS = TeacherSettings()
 
 
 def scheduler() -> FlowMatchEulerDiscreteScheduler:
@@ -107,7 +106,7 @@ class FewerTokens:
     """Joint attention to a text whose last tokens each stand for several, equal ones: their keys weigh more.
 
     A caption's 77 tokens are nearly all padding, and padding is nearly all alike, so this is nearly the same attention
-    at a third of the cost.
+    at a third of the cost: after 800 steps the distance from a portrait is .51786 with 24 tokens, .51781 with all 77.
     """
 
     def __init__(self, image_tokens: int, tokens: int):
@@ -132,15 +131,14 @@ class FewerTokens:
         return attn.to_out[0](image), text if attn.context_pre_only else attn.to_add_out(text)
 
 
-def train(folder: Path, settings: TeacherSettings, start: Path | None = None) -> SD3Transformer2DModel:
-    """Train into the diffusers folder ``folder`` (text of CLIP-L's width), from nothing or from the folder ``start``.
+def train(folder: Path, settings: TeacherSettings = SETTINGS) -> SD3Transformer2DModel:
+    """Train into the diffusers folder ``folder`` (text of CLIP-L's width), from nothing.
 
     Goes on where an earlier run stopped, and loads what is finished. Raises UserError as ``training_loop.train`` does.
     """
 
     def begin() -> SD3Transformer2DModel:
-        network = SD3Transformer2DModel.from_pretrained(start) if start else untrained(TEXT_WIDTH)
-        network.time_text_embed.text_embedder.requires_grad_(False)
+        network = untrained(TEXT_WIDTH)
         network.set_attn_processor(FewerTokens((GRID // 2) ** 2, settings.tokens))
         return network
 

@@ -1,8 +1,9 @@
-"""The files that come with the trainer, and those of the demo world, which a command makes."""
+"""The files that come with the trainer, and those of the demo worlds, which a command makes."""
 
 from pathlib import Path
 
-DEMO_FOLDER = "build/demo-model"  # where `make demo-model` puts the teacher and the prompts of configs/shapes.yaml
+# `make demo-model` puts the teacher and the prompts of configs/shapes.yaml here, those of portraits.yaml in portraits/
+DEMO_FOLDER = "build/demo-model"
 
 
 def shipped(path: str | Path) -> Path:
@@ -16,8 +17,9 @@ def shipped(path: str | Path) -> Path:
 
 
 def remedy(path: str | Path) -> str:
-    """The end of a sentence about the missing file or folder `path`: what makes it, if it is the demo world's."""
-    if DEMO_FOLDER not in Path(path).as_posix():
+    """The end of a sentence about the missing file or folder `path`: what makes it, if it is a demo world's."""
+    path = Path(path).as_posix()
+    if DEMO_FOLDER not in path:
         return ""
-    trainer = __package__.partition(".")[0]
-    return f"; run `make demo-model` first, which makes it (without make: `python -m {trainer}.shapes make`)"
+    world = f"{__package__.partition('.')[0]}.{'portraits' if f'{DEMO_FOLDER}/portraits' in path else 'shapes'}"
+    return f"; run `make demo-model` first, which makes it (without make: `python -m {world} make`)"

@@ -19,12 +19,14 @@ from ..networks.backbones import backbone_class
 from ..networks.sharding import gathered_at_once
 from ..prompts.repeats import LISTS, NEGATIVE_LISTS, few_prompts_before_a_run
 from ..recipe.config import Config, to_dict
+from ..recipe.savings import remedies
 from .machine import OPTIMIZER_BYTES, precision_of, share_of
 
 GIB = 2**30
 #: Peak dense bf16 arithmetic of single GPUs, by their makers, TFLOP/s; a training step reaches some 40% of it.
 PEAKS = {"RTX 4090": 165, "A100": 312, "H100": 989}
 REACHED = 0.4
+CARD = 24  # GB of the cards that people have
 
 
 @dataclass
@@ -108,6 +110,9 @@ def report(config: Config, processes: int = 1) -> str:
     lines += [f"{name + ':':44}{count / 1e6:10.1f} M parameters" for name, count in planned.parameters.items()]
     lines += [f"{name + ':':44}{size / GIB:10.2f} GiB" for name, size in planned.memory.items()]
     lines.append(f"{'together, on each GPU:':44}{sum(planned.memory.values()) / GIB:10.2f} GiB")
+    fits = sum(planned.memory.values()) / GIB < CARD
+    told = "fits" if fits else f"does not fit; {remedies(config)}"
+    lines.append(f"{f'a card of {CARD} GB:':44}{told}")
     lines.append("  (the text encoder, the autoencoder, CLIP and the working memory of single layers come on top)")
     forwards = network_forwards(config)
     lines.append(f"{'arithmetic of a step:':44}{planned.flops / 1e12:10.1f} TFLOP, {forwards:g} forwards a sample")

@@ -33,6 +33,7 @@ from ..method.warm_start import ddim_sample
 from ..networks.text import Text
 from ..recipe import config as configuration
 from ..recipe.shipped import DEMO_FOLDER
+from ..run.progress import StopSignal
 from . import autoencoder, teacher, text, weights
 from .make import TEACHER_STEPS
 from .world import CAPTIONS, ITEMS, paint
@@ -51,9 +52,10 @@ CELLS = {
 }
 
 
-def evaluate(folder: Path, count: int | None, trained: bool, stop: Callable[[], bool]) -> list[str]:
+def evaluate(folder: Path, count: int | None, trained: bool) -> list[str]:
     """The tables. trained: those too whose students are trained first, hours. Raises UserError."""
     torch.set_flush_denormal(True)
+    stop = StopSignal()
     student_folder(folder / "student")
     write_reference(folder / "reference")
     for kappa in KAPPAS:

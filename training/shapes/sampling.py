@@ -39,9 +39,7 @@ def many_steps(backbone: LatentDiffusion, captions: list[str], steps: int, scale
 
 
 @torch.no_grad()
-def one_step(
-    backbone: LatentDiffusion, network: nn.Module, start: Start, captions: list[str], seed: int = 0
-) -> Tensor:
+def one_step(backbone: LatentDiffusion, network: nn.Module, start: Start, captions: list[str], seed: int = 0) -> Tensor:
     """Latents float32 [N, c, h, w], one a caption, by one step of ``network``."""
     noise = _noise(backbone, captions, seed)
     return torch.cat(

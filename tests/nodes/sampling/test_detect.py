@@ -182,7 +182,7 @@ def test_auto_says_when_it_cannot_tell(sampling, model, checkpoint):
         choice = choose(sampling, model, prompt)
         assert choice.preset.name == "few-step" and not choice.known
         assert "neither the file nor its name tells what the model is" in choice.sentence
-    assert "Timesteps 999, 874, 749" in choice.sentence and "; eps; unit noise." in choice.sentence
+    assert "timesteps 999, 874, 749" in choice.sentence and "; eps; unit noise." in choice.sentence
 
 
 def test_a_loop_in_the_graph_ends(sampling, model):
@@ -209,11 +209,24 @@ def test_what_the_sampler_tells(pack, model, text):
     node = pack.one_step_sampler.SNOOPIOneStepSampler
     with torch.inference_mode():
         output = node.execute(model, text(1), latent, 1, "auto", negative=text(2))
-    assert output.args[1].endswith("NASA alpha 0.1.") and output.ui.as_dict() == {"text": (output.args[1],)}
+    assert "Negative strength 0.1. Preset" in output.args[1] and output.ui.as_dict() == {"text": (output.args[1],)}
     with torch.inference_mode():
         told = node.execute(model, text(1), latent, 1, "instaflow", negative=text(2)).args[1]
-        assert told.startswith("Preset instaflow (InstaFlow-0.9B): as chosen.") and told.endswith("NASA alpha 0.19.")
-        assert node.execute(model, text(1), latent, 1, "sd", negative=text(2), alpha=0.3).args[1].endswith("alpha 0.3.")
+        assert told.startswith("Running as InstaFlow-0.9B, 1 step (as chosen).") and "Negative strength 0.19." in told
+        assert node.execute(model, text(1), latent, 1, "sd", negative=text(2), alpha=0.3).args[1].count("strength 0.3.")
+
+
+def test_what_is_written_on_a_node_is_what_a_person_would_say(sampling, model):
+    """One sentence where nothing is in doubt, with neither backticks nor the numbers of the schedule."""
+    for name in sampling.presets.read_presets():
+        preset = sampling.presets.find_preset(name)
+        said = sampling.detect.Choice(preset, "by the name of the file x").said
+        count = len(preset.timesteps)
+        assert said.startswith("Running as ") and f", {count} step{'' if count == 1 else 's'} (by the name" in said
+        assert "`" not in said and "timesteps" not in said and said.count(" steps") <= 2
+    preset = sampling.presets.find_preset("sdxl-lightning-4step")
+    lightning = sampling.detect.Choice(preset, "by the name of the file x")
+    assert lightning.said == "Running as SDXL-Lightning, 4 steps (by the name of the file x)."
 
 
 def test_models_that_cannot_run_have_a_reason(sampling):
@@ -245,9 +258,9 @@ def test_a_merge_is_never_run_in_one_step(sampling, narrow_model, name, preset):
 def test_auto_says_how_sure_it_is(sampling, narrow_model):
     """By what a file is published as; most likely, by a word; or not at all."""
     model = narrow_model("SDXL")
-    assert ": by the name of the file" in file_choice(sampling, model, "sdxl_lightning_4step.safetensors").sentence
+    assert "(by the name of the file" in file_choice(sampling, model, "sdxl_lightning_4step.safetensors").sentence
     likely = file_choice(sampling, model, "dreamshaperXL_lightningDPMSDE.safetensors").sentence
-    assert ": most likely, by the word lightning in the name of the file" in likely
+    assert "(most likely, by the word lightning in the name of the file" in likely
     unknown = file_choice(sampling, model, "waiIllustriousSDXL_v150.safetensors")
     assert not unknown.known and "so it is run in 8 steps as few-step SDXL models mostly are" in unknown.sentence
     assert "use a KSampler with CFG if it is an undistilled model" in unknown.sentence
@@ -377,7 +390,7 @@ def test_a_lora_for_another_family(sampling, narrow_model):
     """It changes nothing in the model, and stands in the graph before it."""
     origin = sampling.origin.Origin((), idle=("dmd2_sdxl_4step_lora.safetensors", "add_detail.safetensors"))
     choice = sampling.detect.choose(narrow_model("SD 1.x"), "auto", origin)
-    assert choice.sentence.endswith(
+    assert choice.said.endswith(
         "The LoRA dmd2_sdxl_4step_lora.safetensors is for SDXL and changes nothing in this SD 1.x model."
     )
     assert "changes nothing" not in sampling.detect.choose(narrow_model("SDXL"), "auto", origin).sentence

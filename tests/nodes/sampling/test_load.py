@@ -41,7 +41,7 @@ def test_a_checkpoint_of_ours(sampling, folders, load, untrained_checkpoint):
     assert sampling.load.model_names() == ["checkpoints/my merge.safetensors"]
     model, clip, vae, info = load("checkpoints/my merge.safetensors")
     assert clip is not None and vae is not None
-    assert info.startswith("Preset ") and "the file my merge.safetensors says so itself" in info
+    assert info.startswith("Running as ") and "the file my merge.safetensors says so itself" in info
     choice = sampling.detect.choose(model.clone(), "auto")
     assert choice.preset.timesteps == (625,) and choice.preset.noise == "vp" and choice.known
     model = load("checkpoints/my merge.safetensors", "instaflow")[0]

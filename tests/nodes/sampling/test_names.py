@@ -3,13 +3,16 @@
 model_names.tsv holds the names, the right answer to each and where the name is from.
 """
 
+import json
 from pathlib import Path
 
 import pytest
 
+WORKFLOWS = sorted((Path(__file__).parents[3] / "workflows").glob("*.json"))
 TABLE = Path(__file__).with_name("model_names.tsv")
 LINES = [line.split("\t") for line in TABLE.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
 FIELD = [line for line in LINES if line[4] == "field-2026, model-file-names.tsv"]
+NOT_BY_NAME = {"snoopi-shapes"}  # whose file says so itself
 
 
 def answer(sampling, family, name, kind):
@@ -34,3 +37,17 @@ def test_no_name_is_taken_for_another_model(sampling, family):
         if listed == family and (found := answer(sampling, family, name, kind)) != right
     }
     assert not wrong
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_auto_takes_the_preset_that_a_template_names(sampling, path):
+    """By the files it loads, of which a model of two stages has several."""
+    nodes, rows = json.loads(path.read_text())["nodes"], sampling.presets.read_presets()
+    ours = [node for node in nodes if node["type"].startswith("SNOOPI")]
+    chosen = {rows[value].name for node in ours for value in node["widgets_values"] if value in rows}
+    files = [(str(value), "Lora" in node["type"]) for node in nodes if "Loader" in node["type"]
+             for value in node["widgets_values"]]  # fmt: skip
+    for name in chosen - NOT_BY_NAME:
+        named = [sampling.names.preset_by_name(file, family, is_lora)
+                 for file, is_lora in files for family in rows[name].backbones]  # fmt: skip
+        assert name in [found.row.name for found in named if found.row and not found.word]

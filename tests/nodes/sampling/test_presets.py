@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from presets.__main__ import BEGIN, END, FAMILIES, PAGE, by_family
 from presets.authors import AUTHORS, OTHERWISE
 
 PACK = Path(__file__).parents[3]
@@ -153,3 +154,12 @@ def test_a_stock_ksampler_as_in_the_template(name, backbone, scheduler, kind, sh
             model, SEED, len(preset.timesteps), 1.0, preset.sampler, scheduler, positive, positive, latent
         )[0]["samples"]
     assert error(ours, stock) < 1e-4
+
+
+def test_page_lists_every_preset_by_family(sampling):
+    """docs/presets.md, which `make presets` writes: whole, and as presets.yaml is; the words of errors are measured."""
+    assert set(FAMILIES) == set(sampling.backbones.BACKBONES)
+    written = PAGE.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
+    lines = [line.rpartition("| ")[0] for line in written.splitlines()]
+    assert lines == [line.rpartition("| ")[0] for line in by_family(ROWS, []).splitlines()]
+    assert all(f"| `{name}` |" in written for name in ROWS)

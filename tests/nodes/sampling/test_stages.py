@@ -170,7 +170,7 @@ def test_flux2_sampler_takes_the_size_of_its_latent(pack, sampling, narrow_model
     with torch.inference_mode():
         told = node.execute(model, text(), latent, 1, "flux2-klein").args[1]
     timesteps = [1000 * sigma for sigma in scheduler_sigmas(4, compute_empirical_mu(32, 4))[:-1]]
-    assert "Timesteps " + ", ".join(f"{timestep:g}" for timestep in timesteps) in told
+    assert "timesteps " + ", ".join(f"{timestep:g}" for timestep in timesteps) in told
 
 
 @pytest.mark.parametrize("preset, backbone", [("flux-dev-turbo", "FLUX.1"), ("flux-dev-hyper", "FLUX.1")])

@@ -15,12 +15,17 @@ from ...errors import UserError, quoted
 from ...recipe.shipped import remedy
 
 SAFELY = {"use_safetensors": True, "output_loading_info": True}
+LORA = r"(^|\.)(lora_(down|up|A|B)|lokr_w|hada_w|oft_blocks)"  # in the names of what only patches a model
+IS_LORA = "is a LoRA, which only patches a model; give the model that it was made for, or one it is merged into."
+LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_config.json", "adapter_model.safetensors")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def check_source(source: str) -> None:
     """Refuses at once what looks like a local path and is not there, instead of asking the hub for it."""
     path = Path(source)
+    if path.is_dir() and any((path / name).is_file() for name in LORA_FILES):
+        raise UserError(f"The teacher {quoted(source)} {IS_LORA}")
     if path.is_dir() or (path.is_file() and path.suffix == ".safetensors"):
         return
     name = quoted(source)
@@ -134,11 +139,14 @@ def checked(network: nn.Module, missing: Any, name: str) -> nn.Module:
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """All tensors of a .safetensors file, on the CPU. Raises UserError."""
+    """All tensors of a model's .safetensors file, on the CPU. Raises UserError, also for a LoRA."""
     try:
-        return safetensors.torch.load_file(path)
+        tensors = safetensors.torch.load_file(path)
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise UserError(f"Cannot read {quoted(path)}: {quoted(error)}; the file is missing or damaged.") from None
+    if any(re.search(LORA, name) for name in tensors):
+        raise UserError(f"The teacher {quoted(path)} {IS_LORA}")
+    return tensors
 
 
 def fill(network: nn.Module, convert: Callable[[], dict[str, Tensor]], source: str) -> nn.Module:

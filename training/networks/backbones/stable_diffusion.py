@@ -15,7 +15,7 @@ from .sources import fill, load_network, load_tokenizer, read_tensors
 
 #: What no plain text-to-image UNet has, and what a UNet is that has it.
 CONDITIONS = {
-    "addition_embed_type": "is an SDXL or another whose UNet also wants pooled text, sizes or pictures",
+    "addition_embed_type": "has a UNet that also wants pooled text, sizes or pictures",
     "class_embed_type": "has a UNet that also wants a class or a noise level",
     "num_class_embeds": "has a UNet that also wants a class",
     "encoder_hid_dim_type": "has a UNet that also wants embedded pictures",
@@ -34,10 +34,15 @@ SD15 = BLOCKS | {"cross_attention_dim": 768, "attention_head_dim": 8}
 SD21 = BLOCKS | {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True}
 
 
+UNET = "model.diffusion_model."  # the prefix of a checkpoint's UNet
+IS_SDXL = "is an SDXL, whose UNet also wants pooled text and sizes; set `backbone: stable_diffusion_xl`."
+
+
 class StableDiffusion(LatentDiffusion):
     """`source` as LatentDiffusion takes it; a single file may be a checkpoint or the UNet alone."""
 
     folder, network_class, class_names = "unet", UNet2DConditionModel, ("UNet2DConditionModel",)
+    conditions = CONDITIONS
     known = {
         "stable-diffusion-v1-5/stable-diffusion-v1-5": SD15,
         "stabilityai/stable-diffusion-2-1-base": SD21,
@@ -54,18 +59,15 @@ class StableDiffusion(LatentDiffusion):
     @classmethod
     def check_config(cls, config: dict[str, Any], source: str) -> None:
         super().check_config(config, source)
-        reads, writes = config.get("in_channels"), config.get("out_channels")
-        for condition, told in CONDITIONS.items():
+        if "addition_embed_type" in cls.conditions and config.get("addition_embed_type") == "text_time":
+            raise UserError(f"The teacher {quoted(source)} {IS_SDXL}")
+        for condition, told in cls.conditions.items():
             if config.get(condition) is not None:
                 raise UserError(
-                    f"The teacher {quoted(source)} {told} ({condition} is {quoted_value(config[condition])}); "
-                    f"PG-SB here trains Stable Diffusion 1.x and 2.x and PixArt."
+                    f"The teacher {quoted(source)} {told} ({condition} is {quoted_value(config[condition])}); give a "
+                    f"plain text-to-image model, such as {next(iter(cls.known))} or one made from it."
                 )
-        if reads != writes:
-            raise UserError(
-                f"The UNet of the teacher {quoted(source)} reads {quoted(reads)} channels and writes "
-                f"{quoted(writes)}: a model for inpainting, editing or depth; give its text-to-image base."
-            )
+        check_channels(config.get("in_channels"), config.get("out_channels"), source)
 
     @property
     def multiple(self) -> int:
@@ -87,18 +89,32 @@ class StableDiffusion(LatentDiffusion):
 
     # --- single files: the original layout, as ComfyUI's checkpoints have it, or diffusers' own names --------------
     def read_single_file(self, path: str, network: nn.Module) -> nn.Module:
-        tensors = read_tensors(path)
-        if any(key.startswith("conditioner.embedders.") or "add_embedding." in key for key in tensors):
-            raise UserError(f"{quoted(path)} is an SDXL; PG-SB here trains Stable Diffusion 1.x and 2.x and PixArt.")
+        tensors, config = read_tensors(path), dict(network.config)
+        unet = {key.removeprefix(UNET): tensor for key, tensor in tensors.items()}
+        first = unet.get("conv_in.weight", unet.get("input_blocks.0.0.weight"))
+        if first is None:
+            raise UserError(f"{quoted(path)} holds no Stable Diffusion UNet; give another file.")
+        self.check_tensors(unet, config, path)
+        if first.ndim == 4:
+            check_channels(first.shape[1], config["in_channels"], path)
         if "conv_in.weight" in tensors:
             return fill(network, lambda: tensors, path)
-        if not tensors.keys() & {"input_blocks.0.0.weight", "model.diffusion_model.input_blocks.0.0.weight"}:
-            raise UserError(f"{quoted(path)} holds no Stable Diffusion UNet; give another file.")
-        config = dict(network.config)
-        return fill(network, lambda: single_file_utils.convert_ldm_unet_checkpoint(tensors, config), path)
+        prefixed = {UNET + key: tensor for key, tensor in unet.items()}
+        return fill(network, lambda: single_file_utils.convert_ldm_unet_checkpoint(prefixed, config), path)
+
+    def check_tensors(self, unet: dict[str, Tensor], config: dict[str, Any], path: str) -> None:
+        """Raises UserError for the UNet of another family, by its tensors."""
+        if unet.keys() & {"label_emb.0.0.weight", "add_embedding.linear_1.weight"}:
+            raise UserError(f"The teacher {quoted(path)} {IS_SDXL}")
 
     def read_other_parts(self, path: str) -> None:
         tensors = read_tensors(path)
+        self.read_autoencoder(path, tensors)
+        if any(key.startswith("cond_stage_model.") for key in tensors):
+            fill(self.text_encoder, lambda: _clip(tensors, self.text_encoder), path)
+
+    def read_autoencoder(self, path: str, tensors: dict[str, Tensor]) -> None:
+        """The single file's, where it holds one. Raises UserError."""
         if any(key.startswith("first_stage_model.decoder.") for key in tensors):
             config = dict(self.vae.config)
             if isinstance(self.vae, AutoencoderTiny):
@@ -107,8 +123,15 @@ class StableDiffusion(LatentDiffusion):
                     f"`teacher_parts`."
                 )
             fill(self.vae, lambda: single_file_utils.convert_ldm_vae_checkpoint(tensors, config), path)
-        if any(key.startswith("cond_stage_model.") for key in tensors):
-            fill(self.text_encoder, lambda: _clip(tensors, self.text_encoder), path)
+
+
+def check_channels(reads: Any, writes: Any, source: str) -> None:
+    """Raises UserError for a UNet that wants a picture besides the noisy one."""
+    if reads != writes:
+        raise UserError(
+            f"The UNet of the teacher {quoted(source)} reads {quoted(reads)} channels and writes {quoted(writes)}: a "
+            f"model for inpainting, editing or depth; give its text-to-image base."
+        )
 
 
 def _clip(tensors: dict[str, Tensor], encoder: nn.Module) -> dict[str, Tensor]:
@@ -116,10 +139,10 @@ def _clip(tensors: dict[str, Tensor], encoder: nn.Module) -> dict[str, Tensor]:
     found = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
     if not found:
         found = single_file_utils.convert_open_clip_checkpoint(encoder, tensors, prefix="cond_stage_model.model.")
-    return _named_alike(found, encoder)
+    return named_alike(found, encoder)
 
 
-def _named_alike(tensors: dict[str, Tensor], encoder: nn.Module) -> dict[str, Tensor]:
+def named_alike(tensors: dict[str, Tensor], encoder: nn.Module) -> dict[str, Tensor]:
     """`tensors` under the encoder's own names: transformers >= 5.6 has no `text_model.` prefix, older ones do."""
     bare = {key.removeprefix("text_model."): tensor for key, tensor in tensors.items()}
     return {
