@@ -10,7 +10,7 @@ from ..run.plan import PEAKS, REACHED, forward_flops
 from .draw import path_of
 from .feature_networks import known_row
 from .prompt_set import Prompt, read_prompt_set
-from .recipe import Recipe, Variant
+from .recipe import Model, Recipe, Variant
 from .scores.distribution import DistributionSettings
 
 BYTES_A_PIXEL = 1.8  # a photo as PNG, measured: 1.9 at 256 px, 1.7 at 512
@@ -30,8 +30,9 @@ def report(recipe: Recipe, output: Path, weights: Path, count: int | None = None
         missing.append(f"{error}" + (f" It is {recipe.prompts.where}." if recipe.prompts.where else ""))
         prompts, total = [], (count or recipe.prompts.count or 0) * recipe.prompts.each
     pixels, unknown = 0.0, False
+    flops = {role: _flops(recipe.models[role]) for role in {variant.model for variant in recipe.variants.values()}}
     for name, variant in recipe.variants.items():
-        told, side = _variant(recipe, name, variant, output, prompts, total)
+        told, side = _variant(recipe, name, variant, output, prompts, total, flops[variant.model])
         lines.append(told)
         unknown |= side is None
         pixels += total * (side or 0) ** 2
@@ -49,26 +50,30 @@ def report(recipe: Recipe, output: Path, weights: Path, count: int | None = None
 
 
 def _variant(
-    recipe: Recipe, name: str, variant: Variant, output: Path, prompts: list[Prompt], total: int
+    recipe: Recipe, name: str, variant: Variant, output: Path, prompts: list[Prompt], total: int, flops: int | None
 ) -> tuple[str, int | None]:
-    """A line about its drawing, and the side of its pictures where it is known."""
+    """A line about its drawing, and the side of its pictures where it is known. flops: of one forward."""
     model = recipe.models[variant.model]
     if model.pictures == "elsewhere":
         return f"{name}: {total:,} pictures are drawn elsewhere, in {model.path}", recipe.basics.size
     drawn = sum(path_of(output / name, prompt).exists() for prompt in prompts)
-    forwards = total - drawn if variant.steps == 1 else (total - drawn) * variant.steps
-    if variant.guidance != 1 or variant.guidance_to is not None:
-        forwards *= 2
     line = f"{name}: {total - drawn:,} pictures to draw" + (f", {drawn:,} are there" if drawn else "")
+    if flops is None:
+        return line + "; hours are not known before the model is here", recipe.basics.size
+    guided = variant.guidance != 1 or variant.guidance_to is not None
+    wanted = (total - drawn) * variant.steps * (2 if guided else 1) * flops
+    took = [f"{wanted / (peak * 1e12 * REACHED) / 3600:.2f} on an {gpu}" for gpu, peak in PEAKS.items()]
+    return line + f"; {wanted / 1e15:.3g} PFLOP, hours: {', '.join(took)}", recipe.basics.size
+
+
+def _flops(model: Model) -> int | None:
+    """Of one forward; None where the model is not here, and of pictures that are drawn elsewhere."""
+    if model.is_missing or model.pictures == "elsewhere":
+        return None
     try:
-        if model.is_missing:
-            raise UserError("It is not here.")
-        flops = forward_flops(*_source(model.path, model.teacher, model.backbone))
-        took = [f"{forwards * flops / (peak * 1e12 * REACHED) / 3600:.2f} on an {gpu}" for gpu, peak in PEAKS.items()]
-        line += f"; {flops * forwards / 1e15:.3g} PFLOP, hours: {', '.join(took)}"
+        return forward_flops(*_source(model.path, model.teacher, model.backbone))
     except UserError:
-        line += "; hours are not known before the model is here"
-    return line, recipe.basics.size
+        return None
 
 
 def _source(path: str, teacher: str | None, backbone: str | None) -> tuple[str, str]:
