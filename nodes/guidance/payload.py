@@ -21,7 +21,7 @@ from ..quoting import quoted
 from .blocks import ALL, chosen_blocks
 from .conditioning import check_conditioning
 from .kept import Kept
-from .layouts import as_known, check_layout, find_layout, refusal, uncompiled
+from .layouts import as_known, check_layout, find_layout, needed, refusal, spread, uncompiled
 from .negative import Negative
 from .prompt import Prompt, prepare
 from .regions import shares
@@ -81,7 +81,7 @@ def patch(
         layout = find_layout(diffusion_model)
         if layout is not None:
             check_layout(layout, diffusion_model)
-            width, needs = layout.width(diffusion_model), layout.needs(diffusion_model)
+            width, needs = layout.width(diffusion_model), needed(layout, diffusion_model)
     if layout is None:
         raise ValueError(refusal(diffusion_model, type(model.model.model_config).__name__))
     check_conditioning("negative", negative, width, needs)
@@ -186,7 +186,7 @@ def _apply_model(
         steerings = [*_steerings(layout, blocks, acting, model, x, t, steered, pictures, transformer_options, conds)]
         if watch is not None:
             maps = watch.begin(blocks, steerings, x, steered, len(transformer_options["cond_or_uncond"]))
-            watch.places = [layout.spread(uncompiled(model.diffusion_model), x, map, conds) for map in maps]
+            watch.places = [spread(layout, uncompiled(model.diffusion_model), x, map, conds) for map in maps]
     with installed(steerings):
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
@@ -233,7 +233,7 @@ def _over_tokens(layout, model, x, strength, conds):
         if getattr(layout, "AMONG_THE_PICTURE", None) not in conds:
             return strength
         strength = strength.view(-1, *[1] * (x.ndim - 1)).expand_as(x[:, :1])
-    return layout.spread(model, x, strength, conds)
+    return spread(layout, model, x, strength, conds)
 
 
 def _in_window(pictures: torch.Tensor, transformer_options: dict) -> torch.Tensor:

@@ -16,20 +16,22 @@ the text goes through, in order, and whose `text` is the first block's, or a tup
 of what takes the place of the text's last tokens there; instead of keys_values, attend and fit it has
 
     TEXT_FIRST                      whether the text's tokens come before the picture's in attention
-    picture(model, x, conds)        where among the image tokens those of the latents are, a slice; the others, such as
-                                    reference pictures and padding, are not steered
-    positions(model, tokens, call)  what else so many tokens of a negative need in every block, such as their rope
-    text_tokens(block, given, call) how many of the tokens in attention are the prompt's text; given: the arguments of
-                                    the block's forward by name; call: a Call
+    picture(model, x, conds)        where among the image tokens those of the latents are, a slice, if they are not the
+                                    first; the others, such as reference pictures and padding, are not steered
+    positions(model, tokens, call)  what else so many tokens of a negative need in every block, such as their rope, if
+                                    anything
+    text_tokens(block, given, call) how many of the tokens in attention are the prompt's text, if not as many as those
+                                    of its embedding; given: the arguments of the block's forward by name; call: a Call
     alone(block, given, text, positions)
                                     the arguments to change for the second call, with text [rows, tokens, width] in
                                     place of the prompt's, and no mask; of what lies there for all rows of the batch,
                                     those of the text are taken. A block of two streams gets `no_picture`
-    text_of(block, returned)        the text in what the block's forward returns
+    RETURNS_TEXT                    the place of text in what a block of two streams returns, if not 0
+    text_of(returned)               only where a block returns its text in another way: the text in that
     forwards = side_stream.forwards
     TEXT_SEES_PICTURE               False only where text sees itself alone, and what the picture sees of it is the same
                                     in every call: `text` then is a tuple of every block's keys and values, each
-                                    [batch, 2, heads, tokens, channels], and there is no positions, alone and text_of
+                                    [batch, 2, heads, tokens, channels], and there is no positions and alone
     POSITIONAL                      only where a block's forward takes *args: the names of those
     handed(arguments, call)         only where a block's forward takes no transformer_options: what it is called with
                                     to bring them to its attention, as options_for_attention's
@@ -44,6 +46,7 @@ from collections.abc import Iterator
 import torch
 
 from .attention import OVERRIDE, Attention, Keys, Queries
+from .layouts.grid import patches
 from .rules import reads, steer_away
 from .sight import asked, merged
 from .steering import rows
@@ -62,14 +65,18 @@ class Call:
 
     Attributes:
         chunks: which cond each equal part of the batch belongs to: ComfyUI's cond_or_uncond.
-        picture: the layout's.
+        picture: where among the image tokens those of the latents are.
         text_tokens: how many tokens of text came in, 0 without any; a layout may correct it where a block tells.
     """
 
     def __init__(self, layout, model, x, conds, steered, options):
         self.layout, self.model, self.x, self.conds = layout, model, x, conds
         self.steered, self.options, self.chunks = steered, options, options["cond_or_uncond"]
-        self.picture, context = layout.picture(model, x, conds), conds["c_crossattn"]
+        if hasattr(layout, "picture"):
+            self.picture = layout.picture(model, x, conds)
+        else:
+            self.picture = slice(0, patches(x, layout.patch(model)))
+        context = conds["c_crossattn"]
         self.text_tokens = 0 if context is None else context.shape[1]
         self._rows = {}
         self.rows(len(steered))
@@ -102,7 +109,8 @@ class SideStream:
             self.keys = [Keys(*part.unbind(1)) for part in texts]
             return
         text, *self.to_come = texts
-        self.positions = call.layout.positions(call.model, text.shape[1], call)
+        positions = getattr(call.layout, "positions", None)
+        self.positions = positions and positions(call.model, text.shape[1], call)
         # A row for each that is steered, and a copy, as blocks may write into it.
         self.text = text.clone(memory_format=torch.contiguous_format)
 
@@ -129,7 +137,9 @@ class JointSteering:
     def steer(self, given, again, attention, q, k, v) -> torch.Tensor:
         """Z of all tokens, [batch, tokens, heads, channels]; the negatives' texts become the next block's."""
         batch, tokens, keys = q.shape[0], q.shape[attention.tokens], k.shape[attention.tokens]
-        text, image = self._places(self.layout.text_tokens(self.layer, given, self.call), keys)
+        text_tokens = getattr(self.layout, "text_tokens", None)
+        text_tokens = text_tokens(self.layer, given, self.call) if text_tokens else self.call.text_tokens
+        text, image = self._places(text_tokens, keys)
         if text.start == text.stop or image.start == image.stop:
             return attention(q, k, v, mask=attention.mask)
         index, others = self.call.rows(batch)
@@ -202,11 +212,17 @@ class JointSteering:
         options = {**(given.get("transformer_options") or {}), "patches": {}, OVERRIDE: override}
         if others is not None:
             changes = {name: _of_rows(value, index, batch) for name, value in (given | changes).items()}
-        stream.text = self.layout.text_of(self.layer, again(changes | {"transformer_options": options}))
+        stream.text = self._text_of(again(changes | {"transformer_options": options}))
         if stream.to_come:
             last = stream.to_come.pop(0)
             stream.text = torch.cat([stream.text[:, : -last.shape[1]], last], dim=1)
         return found[0]
+
+    def _text_of(self, returned) -> torch.Tensor | None:
+        """None after a last block that has no more use for text."""
+        if hasattr(self.layout, "text_of"):
+            return self.layout.text_of(returned)
+        return returned[getattr(self.layout, "RETURNS_TEXT", 0)] if isinstance(returned, tuple) else returned
 
 
 def beside(block, *args, **kwargs):

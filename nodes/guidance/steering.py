@@ -72,6 +72,15 @@ class Steering:
         """The transformer_options for the layout's attention, where the layer's own gets these."""
         return options if self.override is None else {**options, OVERRIDE: partial(self.override, options)}
 
+    def remember(self, k: torch.Tensor | None, v: torch.Tensor | None) -> None:
+        """What a module of the layer made of the prompt, in the shapes of the layout's keys_values."""
+        if k is not None:
+            k = self.layout.shaped_keys(self.layer, k) if hasattr(self.layout, "shaped_keys") else k
+            self.keys = (*self.keys, k)
+        if v is not None:
+            v = self.layout.shaped_values(self.layer, v) if hasattr(self.layout, "shaped_values") else v
+            self.values = (*self.values, v)
+
     def steer(self, z: torch.Tensor) -> torch.Tensor:
         """Z_NASA from Z+ [batch, image tokens, channels] and the queries that were asked for since the last time."""
         q, self.queries = _whole(self.queries, z.shape[0]), ()
@@ -150,15 +159,22 @@ def remember(module, *args, **kwargs):
 def remember_keys(module, *args, **kwargs):
     """The forward of a module that gives a layer's keys."""
     k = module.nasa_before(*args, **kwargs)
-    module.nasa.keys = (*module.nasa.keys, k)
+    module.nasa.remember(k, None)
     return k
 
 
 def remember_values(module, *args, **kwargs):
     """The forward of a module that gives a layer's values."""
     v = module.nasa_before(*args, **kwargs)
-    module.nasa.values = (*module.nasa.values, v)
+    module.nasa.remember(None, v)
     return v
+
+
+def remember_both(module, *args, **kwargs):
+    """The forward of a module that gives a layer's keys and values, told apart by its layout."""
+    both = module.nasa_before(*args, **kwargs)
+    module.nasa.remember(both, both)
+    return both
 
 
 def remember_gate(module, *args, **kwargs):

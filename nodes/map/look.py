@@ -68,7 +68,8 @@ def look(
 
 
 def has_places(diffusion_model: torch.nn.Module) -> bool:
-    return hasattr(find_layout(diffusion_model), "spread")
+    layout = find_layout(diffusion_model)
+    return hasattr(layout, "spread") or hasattr(layout, "patch")
 
 
 def _without_places(options: dict) -> dict:

@@ -7,15 +7,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 
+import comfy.supported_models
 import torch
 from comfy.model_patcher import ModelPatcher
 
 from benchmarks import counting, report
-from benchmarks.networks import DEEP, NETWORKS, build
+from benchmarks.joint_networks import DEEP, JOINT
+from benchmarks.networks import NETWORKS, build
 from benchmarks.pictures import ALPHA, CFG_SCALE, VARIANTS, Pictures
 
 SETTINGS = {"alpha": ALPHA, "cfg_scale": CFG_SCALE, "sampler": "euler", "scheduler": "simple", "batch": 1}
 ON_GPU = torch.cuda.is_available()
+#: The processor's own time is steadier beside others, but counts every thread of it.
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Case:
         rule: of the patch.
         flops: the most that nasa may cost, over plain; None without a promise.
         others: what it may cost of peak_bytes and seconds, where that is not as for all.
+        kernel: whether attention is torch's own, which gives masses; else as if another pack had put its own there.
     """
 
     network: str
@@ -38,18 +43,28 @@ class Case:
     rule: str = "auto"
     flops: float | None = 1.019
     others: tuple[tuple[str, float], ...] = ()
+    kernel: bool = True
 
     @property
     def title(self) -> str:
         network = NETWORKS[self.network]
         tokens = "{} and {} tokens".format(*(self.tokens or network.tokens))
-        return f"{network.title}, {self.pixels} px, {tokens}{', compiled' if self.compiled else ''}{self._rule}"
+        others = "" if self.kernel else ", attention of another pack"
+        return f"{network.title}, {self.pixels} px, {tokens}{', compiled' if self.compiled else ''}{self._rule}{others}"
 
     @property
     def _rule(self) -> str:
         return "" if self.rule == "auto" else f", {self.rule}"
 
 
+RULES = "difference", "nasa", "vsf"
+#: What joint attention may cost in FLOPs, by the tokens of the negative.
+JOINT_BARS = {
+    "flux": {20: 1.01, 64: None, 256: 1.08},
+    "sd35_large": {20: 1.02, 64: 1.02, 256: None},
+    "qwen_image": {20: 1.02, 64: 1.02},
+    "z_image": {20: 1.02, 64: 1.02},
+}
 CASES = [
     Case("sd15"),
     Case("sdxl"),
@@ -63,15 +78,14 @@ CASES = [
     Case("sdxl", 1024, timed=(), rule="nasa"),
     Case("pixart", timed=(), rule="nasa"),
     Case("pixart", tokens=(120, 120), timed=(), rule="nasa"),
+    *(Case(network, 1024, timed=(), flops=None) for network in JOINT if network not in JOINT_BARS),
     *(
-        Case(network, 1024, (positive, negative), (), rule=rule, flops=most)
-        for network, positive, bars in (
-            ("flux", 256, {20: 1.01, 64: None, 256: 1.08}),
-            ("sd35_large", 154, {20: 1.02, 64: 1.02, 256: None}),
-        )
+        Case(network, 1024, (JOINT[network].tokens[0], negative), (), rule=rule, flops=most)
+        for network, bars in JOINT_BARS.items()
         for negative, most in bars.items()
-        for rule in ("difference", "nasa")
+        for rule in (RULES if most else RULES[:1])
     ),
+    *(Case(network, 1024, timed=(), rule="difference", flops=1.25, kernel=False) for network in JOINT_BARS),
     *(
         Case(f"{network}_deep", timed=("plain", "nasa"), flops=None, others=(("peak_bytes", 1.02), ("seconds", 1.10)))
         for network in DEEP
@@ -80,27 +94,44 @@ CASES = [
 
 
 def measure_all(
-    payload: ModuleType, dtype: torch.dtype, rounds: int, only: str | None, narrow: bool, say: Callable[[str], None]
+    payload: ModuleType,
+    dtype: torch.dtype,
+    rounds: int,
+    only: list[str],
+    narrow: bool,
+    clock: str,
+    say: Callable[[str], None],
 ) -> Iterator[dict]:
-    """The figures of every case, or of those with the network `only`; one network is in memory at a time."""
-    for name in [only] if only else NETWORKS:
+    """The figures of every case, or of those with the networks `only`; one network is in memory at a time."""
+    for name in only or NETWORKS:
+        if not hasattr(comfy.supported_models, NETWORKS[name].config_class):
+            say(f"{NETWORKS[name].title}: not in this ComfyUI")
+            continue
         began = time.monotonic()
         model = build(NETWORKS[name], dtype, narrow)
         say(f"{NETWORKS[name].title}: built in {name_of(dtype)} in {time.monotonic() - began:.0f} s")
         for case in CASES:
             if case.network == name:
-                yield measure(case, payload, model, rounds, say)
+                yield measure(case, payload, model, rounds, CLOCKS[clock], say)
         del model
         gc.collect()
 
 
-def measure(case: Case, payload: ModuleType, model: ModelPatcher, rounds: int, say: Callable[[str], None]) -> dict:
+def measure(
+    case: Case,
+    payload: ModuleType,
+    model: ModelPatcher,
+    rounds: int,
+    clock: Callable[[], float],
+    say: Callable[[str], None],
+) -> dict:
     """The case's figures: flops, flops_4_steps, peak_bytes and seconds, each with its ratios to plain."""
     network = NETWORKS[case.network]
     tokens = case.tokens or network.tokens
     figures = {"title": case.title, "pixels": case.pixels, "tokens": tokens, "dtype": name_of(model.model_dtype())}
     figures["most"] = dict(case.others) | ({} if case.flops is None else {"flops": case.flops})
     model = compiled(model) if case.compiled else model
+    model = model if case.kernel else overridden(model)
 
     def pictures() -> Pictures:
         return Pictures(payload, model, network, case.pixels, tokens, case.rule)
@@ -119,7 +150,7 @@ def measure(case: Case, payload: ModuleType, model: ModelPatcher, rounds: int, s
         made = pictures()
         figures["peak_bytes"] = measure_memory(made, case.timed)
         if rounds:
-            figures["seconds"] = take_turns(made, case.timed, rounds, tell)
+            figures["seconds"] = take_turns(made, case.timed, rounds, clock, tell)
     return figures
 
 
@@ -173,7 +204,13 @@ def measure_memory(pictures: Pictures, variants: tuple[str, ...]) -> dict:
     return {"weights": weights, **with_ratio(peaks)}
 
 
-def take_turns(pictures: Pictures, variants: tuple[str, ...], rounds: int, say: Callable[[str], None]) -> dict:
+def take_turns(
+    pictures: Pictures,
+    variants: tuple[str, ...],
+    rounds: int,
+    clock: Callable[[], float],
+    say: Callable[[str], None],
+) -> dict:
     """Seconds of each variant in every round, and the ratios to plain within the rounds."""
     taken = {variant: [] for variant in variants}
     pictures.sample("nasa", pictures.model_of("nasa"))  # its first picture; all others have run once
@@ -181,7 +218,7 @@ def take_turns(pictures: Pictures, variants: tuple[str, ...], rounds: int, say: 
     for number in range(rounds):
         turn = number % len(variants)
         for variant in variants[turn:] + variants[:turn]:
-            taken[variant].append(seconds(pictures, variant))
+            taken[variant].append(seconds(pictures, variant, clock))
         say(f"round {number + 1} of {rounds}: " + ", ".join(f"{name} {each[-1]:.2f} s" for name, each in taken.items()))
     load_average.append(report.load_average())
     ratio = {}
@@ -193,15 +230,15 @@ def take_turns(pictures: Pictures, variants: tuple[str, ...], rounds: int, say: 
     return {"median": median, "rounds": taken, "ratio": ratio, "load_average": load_average}
 
 
-def seconds(pictures: Pictures, variant: str) -> float:
+def seconds(pictures: Pictures, variant: str, clock: Callable[[], float]) -> float:
     """The time of one picture, of a model that is loaded."""
     model = pictures.model_of(variant)
     gc.collect()
     synchronize()
-    start = time.perf_counter()
+    start = clock()
     pictures.sample(variant, model)
     synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def synchronize() -> None:
@@ -214,6 +251,15 @@ def compiled(model: ModelPatcher) -> ModelPatcher:
     from comfy_extras.nodes_torch_compile import TorchCompileModel
 
     return TorchCompileModel.execute(model, "inductor").result[0]
+
+
+def overridden(model: ModelPatcher) -> ModelPatcher:
+    """As a node leaves it that puts an attention of its own in the place of ComfyUI's."""
+    model = model.clone()
+    options = model.model_options["transformer_options"]
+    attend = {"optimized_attention_override": lambda attention, *args, **more: attention(*args, **more)}
+    model.model_options["transformer_options"] = options | attend
+    return model
 
 
 def fastest_dtype(say: Callable[[str], None]) -> torch.dtype:

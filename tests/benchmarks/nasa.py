@@ -65,8 +65,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--only",
-        choices=["sd15", "sdxl", "pixart", "flux", "sd35_large", "flux_deep"],
-        help="measure this network alone",
+        nargs="+",
+        default=[],
+        metavar="NETWORK",
+        help="measure these alone, by their names in networks.py and joint_networks.py",
     )
     parser.add_argument("--rounds", type=int, default=7, help="how often the four take turns (0: no times)")
     parser.add_argument("--threads", type=int, default=2, help="of the processor")
@@ -76,6 +78,12 @@ def main() -> int:
         default="torch",
         help="torch's own, ComfyUI's default on a GPU and the faster on a CPU too; or what ComfyUI takes here",
     )
+    parser.add_argument(
+        "--clock",
+        choices=["wall", "processor"],
+        default="wall",
+        help="of the times; the processor's own is steadier on a machine that is busy",
+    )
     parser.add_argument("--output", type=Path, default=PACK / "build" / "bench" / "nasa.json", help="the report's file")
     parser.add_argument("--narrow", action="store_true", help="tiny stand-ins: to try the benchmark itself")
     arguments = parser.parse_args()
@@ -84,6 +92,10 @@ def main() -> int:
     torch.set_num_threads(arguments.threads)
     start_comfyui(arguments.attention == "torch")
     from benchmarks import cost  # imports ComfyUI
+
+    unknown = set(arguments.only) - set(cost.NETWORKS)
+    if unknown:
+        parser.error(f"there is no network {', '.join(unknown)}: choose from {', '.join(cost.NETWORKS)}")
 
     machine = report.machine() | {"comfyui": comfyui_version()}
     load = machine["load_average"]
@@ -95,10 +107,12 @@ def main() -> int:
     made = {
         "machine": machine,
         "settings": {"rounds": arguments.rounds, "attention": arguments.attention, "narrow": arguments.narrow}
+        | {"clock": arguments.clock}
         | cost.SETTINGS,
         "cases": [],
     }
-    for result in cost.measure_all(payload, dtype, arguments.rounds, arguments.only, arguments.narrow, say):
+    chosen = arguments.rounds, arguments.only, arguments.narrow, arguments.clock
+    for result in cost.measure_all(payload, dtype, *chosen, say):
         made["cases"].append(result)
         made["bars"] = bars(made["cases"])
         made["machine"]["load_average_after"] = report.load_average()

@@ -2,13 +2,16 @@
 
 import inspect
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import comfy.model_management
 import comfy.model_patcher
 import comfy.supported_models
 import torch
 from comfy.ldm.flux.model import FluxParams
+
+from benchmarks.joint_networks import DEEP, JOINT
+from benchmarks.network import Network
 
 UNET = {
     "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "use_spatial_transformer": True,
@@ -18,33 +21,6 @@ NARROW_UNET = {
     "model_channels": 64, "num_res_blocks": [1, 1], "channel_mult": [1, 2], "transformer_depth": [0, 1],
     "transformer_depth_middle": 1, "transformer_depth_output": [0, 0, 1, 1],
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Network:
-    """A family at its published size.
-
-    Attributes:
-        config_class: its name in comfy.supported_models.
-        config: what ComfyUI reads off a checkpoint.
-        narrow: what to change in config for a stand-in that tries the benchmark itself.
-        width: of its text embeddings.
-        tokens: of the positive and the negative text, as ComfyUI hands them to the network.
-        channels: of its latents.
-        pooled: the width of its pooled texts.
-        counted_only: whether its weights are all one number in one place, as they would not fit into memory: its FLOPs
-            are counted, and nothing else.
-    """
-
-    title: str
-    config_class: str
-    config: dict
-    narrow: dict
-    width: int
-    tokens: tuple[int, int] = (77, 77)
-    channels: int = 4
-    pooled: int = 1280
-    counted_only: bool = False
 
 
 NETWORKS = {
@@ -84,43 +60,8 @@ NETWORKS = {
         width=4096,
         tokens=(40, 20),
     ),
-    "flux": Network(
-        "FLUX.1 dev",
-        "Flux",
-        {
-            "image_model": "flux", "in_channels": 16, "out_channels": 16, "vec_in_dim": 768, "context_in_dim": 4096,
-            "hidden_size": 3072, "mlp_ratio": 4.0, "num_heads": 24, "depth": 19, "depth_single_blocks": 38,
-            "axes_dim": [16, 56, 56], "theta": 10000, "patch_size": 2, "qkv_bias": True, "guidance_embed": True,
-            "txt_ids_dims": [],
-        },
-        narrow={"hidden_size": 128, "num_heads": 1, "depth": 1, "depth_single_blocks": 1},
-        width=4096,
-        tokens=(256, 20),
-        channels=16,
-        pooled=768,
-        counted_only=True,
-    ),
-    "sd35_large": Network(
-        "SD 3.5 Large",
-        "SD3",
-        {
-            "in_channels": 16, "depth": 38, "patch_size": 2, "adm_in_channels": 2048, "num_patches": 36864,
-            "pos_embed_max_size": 192, "pos_embed_scaling_factor": None, "qk_norm": "rms", "context_embedder_config": {
-                "target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 2432}
-            },
-        },
-        narrow={"depth": 2, "context_embedder_config": {
-            "target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 128}
-        }},
-        width=4096,
-        tokens=(154, 64),
-        channels=16,
-        pooled=2048,
-        counted_only=True,
-    ),
+    **JOINT,
 }  # fmt: skip
-#: As deep as published but narrow, for time and memory: there what a block costs beside its products counts most.
-DEEP = {"flux": {"hidden_size": 384, "num_heads": 3}}
 NETWORKS |= {
     f"{name}_deep": replace(
         NETWORKS[name],
@@ -176,4 +117,5 @@ def text(network: Network, tokens: int, seed: int) -> list:
     """A CONDITIONING with one random embedding [1, tokens, width] in fp32."""
     generator = torch.Generator().manual_seed(seed)
     embedding = torch.randn(1, tokens, network.width, generator=generator)
-    return [[embedding, {"pooled_output": torch.randn(1, network.pooled, generator=generator)}]]
+    pooled = torch.randn(1, network.pooled, generator=generator)
+    return [[embedding, {"pooled_output": pooled, **network.options(tokens)}]]

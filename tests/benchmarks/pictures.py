@@ -8,7 +8,8 @@ import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from benchmarks.networks import Network, text
+from benchmarks.network import Network
+from benchmarks.networks import text
 
 ALPHA = 0.5
 CFG_SCALE = 4.0
@@ -43,11 +44,11 @@ class Pictures:
         return model
 
     def sample(self, variant: str, model: ModelPatcher, steps: int = 1) -> torch.Tensor:
-        """Sample with what model_of gave; [1, channels, pixels / 8, pixels / 8]."""
+        """Sample with what model_of gave; latents as the network has them."""
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(self.positive, self.negative)
         guider.set_cfg(CFG_SCALE if variant == "cfg" else 1.0)
-        latent = torch.zeros(1, self.network.channels, self.pixels // 8, self.pixels // 8)
+        latent = self.network.latent(self.pixels)
         noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
         sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
         sampler = comfy.samplers.sampler_object("euler")

@@ -63,8 +63,8 @@ def test_report(run, cases):
         assert f"| {case['title']} |" in process.stdout
 
 
-def test_joint_attention_costs_the_same_by_either_rule(tmp_path):
-    """With masses from the kernel, `difference` needs no second attention over the picture."""
+def test_joint_attention_costs_the_same_by_every_rule(tmp_path):
+    """With masses from the kernel, none needs a second attention over the picture; without, `difference` does."""
     output = tmp_path / "joint.json"
     subprocess.run(
         [sys.executable, "-P", "-m", "benchmarks.nasa", "--narrow", "--only", "sd35_large", "--rounds", "0",
@@ -72,5 +72,10 @@ def test_joint_attention_costs_the_same_by_either_rule(tmp_path):
         env={**os.environ, "PYTHONPATH": str(PACK / "tests")},
         check=True,
     )  # fmt: skip
-    ratios = [case["flops"]["ratio"]["nasa"] for case in json.loads(output.read_text())["cases"]]
-    assert 1 < ratios[0] == ratios[1] < ratios[2] == ratios[3] < ratios[4] == ratios[5] < 1.2
+    *cases, asked = [
+        (case["tokens"][1], case["flops"]["ratio"]["nasa"]) for case in json.loads(output.read_text())["cases"]
+    ]
+    by_tokens = {tokens: {ratio for n, ratio in cases if n == tokens} for tokens, _ in cases}
+    assert len(cases) == 7 and all(len(ratios) == 1 for ratios in by_tokens.values())
+    assert 1 < min(by_tokens[20]) < min(by_tokens[64]) < min(by_tokens[256]) < 1.2
+    assert min(by_tokens[64]) < asked[1] and asked[0] == 64

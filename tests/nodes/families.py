@@ -541,7 +541,7 @@ MINIMAX = {
     "time_embed_hidden_size": 32, "time_embed_dim": 32, "rope_inv_freq_len": 4,
 }  # fmt: skip
 
-#: Families with joint attention; `layers` counts the blocks, and `layout` is a key of NETWORKS in joint_truths.py.
+#: Families with joint attention; `layers` counts the blocks, and `layout` is a key of NETWORKS in joint_truths.
 JOINT = {
     "Flux": Family("Flux", FLUX, (16, 6, 8), "flux", 4, _with_pooled),
     "Flux schnell": Family(
@@ -708,10 +708,14 @@ def _seconds(config):
     return {f"conditioner.conditioners.{name}.{key}": weights[key] for name in names for key in weights}
 
 
-def build(name):
-    """The family's ModelPatcher, fp32 on the CPU; skips the test where this ComfyUI has no such family."""
+def build(name, **narrower):
+    """The family's ModelPatcher, fp32 on the CPU; skips the test where this ComfyUI has no such family.
+
+    Args:
+        narrower: of its network's arguments, those to change.
+    """
     family = ALL[name]
-    model = make_patcher(family.config, family.unet)
+    model = make_patcher(family.config, family.unet | narrower)
     network = model.model.diffusion_model
     newer = [part for argument, part in NEWER.items() if argument in family.unet]
     if not all(hasattr(network, part) for part in newer):
@@ -742,9 +746,34 @@ def conditioning(name, seed, tokens=12, positive=False, **options):
     return [[embedding, {**more, **options}]]
 
 
-def sample(name, model, positive, negative=None, cfg=1.0, steps=2, batch=None, seed=7, mask=None):
+class Apart(comfy.samplers.CFGGuider):
+    """CFG in two calls, the positive one steered by hand."""
+
+    def __init__(self, model, steering):
+        super().__init__(model)
+        self.steering = steering
+
+    def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006, as in ComfyUI
+        def predicted(conds):
+            return comfy.samplers.calc_cond_batch(self.inner_model, [self.conds[conds]], x, timestep, model_options)[0]
+
+        with self.steering():
+            positive = predicted("positive")
+        negative = predicted("negative")
+        return negative + (positive - negative) * self.cfg
+
+
+def sample_apart(name, model, positive, negative, cfg, steering, batch=None):
+    """As `sample`, with CFG in two calls, the first of them inside of steering()."""
+    return sample(name, model, positive, negative, cfg, batch=batch, guider=lambda model: Apart(model, steering))
+
+
+def sample(
+    name, model, positive, negative=None, cfg=1.0, steps=2, batch=None, seed=7, mask=None,
+    guider=comfy.samplers.CFGGuider,
+):  # fmt: skip
     """Latents [batch, ...] of a CFGGuider with the euler sampler; with sound in one row, as ComfyUI packs them."""
-    guider = comfy.samplers.CFGGuider(model)
+    guider = guider(model)
     guider.set_conds(positive, negative or positive)
     guider.set_cfg(cfg)
     batch = batch or ALL[name].batch

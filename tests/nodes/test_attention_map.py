@@ -8,8 +8,7 @@ import comfy.sd
 import pytest
 import torch
 from families import ALL, build, conditioning
-
-from conftest import assert_clean
+from left_alone import assert_clean
 
 #: One of each layout with places; models with sound keep all in one row, in which nothing has a place.
 PLACED = {family.layout: name for name, family in ALL.items() if len(family.latent) > 2 and not family.sound}

@@ -1,5 +1,9 @@
 """Families that are known, but that a new core has changed: one sentence before any sampling."""
 
+import ast
+import importlib
+from functools import cache
+from pathlib import Path
 from types import MethodType
 
 import comfyui_version
@@ -84,9 +88,77 @@ def test_what_only_a_call_reads_is_missed_before_its_first_block(pack):
     assert not [key for module in network.modules() for key in module.__dict__ if key.startswith("nasa")]
 
 
+#: What only some models of a family have.
+OF_SOME = {
+    "cosmos": {"preprocess_text_embeds"},
+    "lumina": {"cap_pad_token"},
+    "flux": {"txt_norm"},
+    "ltx_video": {"audio_inner_dim", "inner_dim", "audio_prompt_adaln_single", "prompt_adaln_single",
+                  "_prepare_context", "timestep_scale_multiplier"},
+}  # fmt: skip
+LAYOUTS = [path.stem for path in sorted((Path(__file__).parents[2] / "nodes/guidance/layouts").glob("*.py"))]
+
+
+@pytest.mark.parametrize("name", [name for name in LAYOUTS if name not in ("__init__", "grid", "naming", "padding")])
+def test_reads_is_all_that_a_layout_reads_of_its_model(pack, name):
+    """Beside what `blocks` and `width` do, which the patch asks at once."""
+    path = Path(pack.layouts.__file__).with_name(f"{name}.py")
+    asked, read = set(), set()
+    for function in ast.parse(path.read_text()).body:
+        if isinstance(function, ast.FunctionDef):
+            attributes = [node for node in ast.walk(function) if isinstance(node, ast.Attribute)]
+            found = {node.attr for node in attributes if ast.unparse(node.value) in ("model", "call.model", "unet")}
+            (asked if function.name in ("blocks", "width", "needs") else read).update(found)
+    try:
+        layout = importlib.import_module(f"{pack.layouts.__name__}.{name}")
+    except ImportError:
+        pytest.skip(f"this ComfyUI has no {name}")
+    assert read - asked - OF_SOME.get(name, set()) <= set(getattr(layout, "READS", ()))
+
+
+@cache
+def built(name):
+    """For tests that leave the model as it was."""
+    return build(name)
+
+
 @pytest.mark.parametrize("name", ALL)
-def test_no_family_of_today_counts_as_changed(pack, name):
-    pack.payload.patch(build(name), conditioning(name, 2), 0.5)
+def test_every_family_counts_as_changed_without_what_is_read_of_it_and_only_then(pack, name, monkeypatch):
+    model, negative = built(name), conditioning(name, 2)
+    pack.payload.patch(model, negative, 0.5)
+    network = model.model.diffusion_model
+    for attribute in getattr(pack.layouts.find_layout(network), "READS", ()):
+        homes = network.__dict__, network._modules, network._parameters, network._buffers
+        home = next((home for home in homes if attribute in home), None)
+        with monkeypatch.context() as changed:
+            if home is None:
+                owner = next(owner for owner in type(network).__mro__ if attribute in owner.__dict__)
+                changed.delattr(owner, attribute)
+            else:
+                changed.delitem(home, attribute)
+            with pytest.raises(ValueError, match=f"^ComfyUI .* has changed {type(network).__name__}, .*'{attribute}'"):
+                pack.payload.patch(model, negative, 0.5)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_family_refuses_negatives_of_another_encoder_before_the_first_step(pack, name):
+    """Of another width; and without a pooled vector, a mask or whatever else its own gives, where it is needed."""
+    model, ((embedding, options),), steps = built(name), conditioning(name, 2), []
+    positive, wide = conditioning(name, 1, positive=True), [[embedding.repeat(1, 1, 5), options]]
+    with pytest.raises(ValueError, match="^The negative conditioning is .* wide, but this model reads text .* wide: e"):
+        pack.payload.patch(model, wide, 0.5)
+    handle = model.model.diffusion_model.register_forward_pre_hook(lambda *_: steps.append(1))
+    for missing in {*options, "pooled_output", "attention_mask"}:
+        negative = [[embedding, {key: value for key, value in options.items() if key != missing}]]
+        steps.clear()
+        try:
+            sample(name, pack.payload.patch(model, negative, 0.5), positive, steps=1, batch=1)
+        except ValueError as error:
+            assert str(error).startswith("The negative conditioning ") and "\n" not in str(error)
+            assert "encode it with the CLIP that belongs to the model" in str(error) and not steps
+        else:
+            assert steps
+    handle.remove()
 
 
 @pytest.mark.parametrize("name", ["Flux", "SD 3", "SD 3.5 large", "SD 3.5 medium", "HunyuanVideo"])

@@ -5,11 +5,10 @@ Random weights: this proves the wiring, not the quality of pictures.
 
 from functools import cache
 
-import comfy.samplers
 import pytest
 import torch
 from comfy.nested_tensor import NestedTensor
-from families import FAMILIES, build, conditioning, families, sample
+from families import FAMILIES, build, conditioning, families, sample, sample_apart
 from truths import ALPHA, attentions, recorded, truth
 
 
@@ -91,23 +90,8 @@ def test_every_rule_and_adaptive(pack, model, name, kernel, monkeypatch):
     assert torch.equal(sample(name, model, positive, steps=1, batch=batch), plain)
 
 
-class Apart(comfy.samplers.CFGGuider):
-    """CFG in two calls, the positive one steered by hand."""
-
-    steering = None
-
-    def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006, as in ComfyUI
-        def predicted(conds):
-            return comfy.samplers.calc_cond_batch(self.inner_model, [self.conds[conds]], x, timestep, model_options)[0]
-
-        with self.steering():
-            positive = predicted("positive")
-        negative = predicted("negative")
-        return negative + (positive - negative) * self.cfg
-
-
 @pytest.mark.parametrize("name", FAMILIES)
-def test_cfg_steers_the_positive_alone(pack, model, name, monkeypatch):
+def test_cfg_steers_the_positive_alone(pack, model, name):
     positive, other = conditioning(name, 1, positive=True), conditioning(name, 3, tokens=12, positive=True)
     negative = conditioning(name, 2, tokens=9)
     plain = sample(name, model, positive, other, cfg=3.0)
@@ -116,9 +100,7 @@ def test_cfg_steers_the_positive_alone(pack, model, name, monkeypatch):
         with truth(name, model, negative, where=lambda key, z: torch.tensor([0.0, 0.0, 1.0, 1.0]).view(4, 1, 1)):
             expected = sample(name, model, positive, other, cfg=3.0)
     else:
-        monkeypatch.setattr(Apart, "steering", lambda self: truth(name, model, negative))
-        monkeypatch.setattr(comfy.samplers, "CFGGuider", Apart)
-        expected = sample(name, model, positive, other, cfg=3.0)
+        expected = sample_apart(name, model, positive, other, 3.0, lambda: truth(name, model, negative))
     atol = close(steered, expected, times=3)
     assert (steered - plain).abs().max() > 100 * atol
 

@@ -1,6 +1,7 @@
 """NASA in joint attention against whole networks written out by hand; random weights, so wiring and not quality."""
 
 import inspect
+from contextlib import nullcontext
 from functools import cache
 from math import prod
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import comfy.model_management
 import comfy.samplers
 import pytest
 import torch
-from families import ALL, JOINT, build, conditioning, sample
+from families import ALL, JOINT, build, conditioning, sample, sample_apart
 from joint_truths import NETWORKS, Steer, by_hand
 
 RULES = ["nasa", "difference", "vsf"]
@@ -147,24 +148,9 @@ def test_several_negatives_of_different_length(pack, model, name, rule):
     assert error(sample(name, patched, positive), expected) < BAR
 
 
-class Apart(comfy.samplers.CFGGuider):
-    """CFG in two calls, the positive one steered by hand."""
-
-    steering = None
-
-    def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006, as in ComfyUI
-        def predicted(conds):
-            return comfy.samplers.calc_cond_batch(self.inner_model, [self.conds[conds]], x, timestep, model_options)[0]
-
-        with self.steering():
-            positive = predicted("positive")
-        negative = predicted("negative")
-        return negative + (positive - negative) * self.cfg
-
-
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name", WRITTEN)
-def test_cfg_steers_the_positive_alone_in_one_call(pack, model, name, rule, monkeypatch):
+def test_cfg_steers_the_positive_alone_in_one_call(pack, model, name, rule):
     """And the negative's text is computed for the positive's rows alone."""
     positive, uncond, negative = conditioning(name, 1), conditioning(name, 3), conditioning(name, 2, tokens=9)
     sizes = []
@@ -184,11 +170,23 @@ def test_cfg_steers_the_positive_alone_in_one_call(pack, model, name, rule, monk
         assert sizes.count(4) == 2 * sizes.count(1) == len(sizes) - sizes.count(1)
     else:
         assert set(sizes) == {4, 2} and sizes.count(4) == sizes.count(2)
-    monkeypatch.setattr(
-        Apart, "steering", lambda self: by_hand(name, model, Steer([negative[0][0]], alphas(0.6), rule))
-    )
-    monkeypatch.setattr(comfy.samplers, "CFGGuider", Apart)
-    assert error(steered, sample(name, model, positive, uncond, cfg=3.0)) < 3 * BAR
+    steer = Steer([negative[0][0]], alphas(0.6), rule)
+    expected = sample_apart(name, model, positive, uncond, 3.0, lambda: by_hand(name, model, steer))
+    assert error(steered, expected) < 3 * BAR
+
+
+@pytest.mark.parametrize("name", [name for name in JOINT if name not in WRITTEN])
+def test_cfg_in_one_call_is_as_in_two_with_one_row_steered(pack, model, name):
+    """Of two rows the prompt's alone; and by the prompt as its own negative, as without."""
+    positive, uncond, negative = conditioning(name, 1), conditioning(name, 3), conditioning(name, 2, tokens=9)
+    patched = pack.payload.patch(model, negative, 0.6, rule="difference")
+    together = sample(name, patched, positive, uncond, cfg=3.0, batch=1)
+    apart = sample_apart(name, patched, positive, uncond, 3.0, nullcontext, batch=1)
+    assert error(together, apart) < 3 * BAR
+    plain = sample(name, model, positive, uncond, cfg=3.0, batch=1)
+    assert error(together, plain) > 100 * BAR
+    own = pack.payload.patch(model, positive, 1.0, rule="difference")
+    assert error(sample(name, own, positive, uncond, cfg=3.0, batch=1), plain) < 3 * BAR
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -377,12 +375,12 @@ REFERENCES = {
 }  # fmt: skip
 
 
-def with_references(name, seed):
+def with_references(name, seed, method=None):
     """A prompt with two pictures."""
     generator = torch.Generator().manual_seed(4)
     channels, frames = ALL[name].latent[0], [1] * (len(ALL[name].latent) - 3)
     latents = [torch.randn(1, channels, *frames, 4, width, generator=generator) for width in (6, 4)]
-    return conditioning(name, seed, reference_latents=latents, reference_latents_method=REFERENCES[name])
+    return conditioning(name, seed, reference_latents=latents, reference_latents_method=method or REFERENCES[name])
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -395,16 +393,32 @@ def test_reference_pictures_are_not_steered(pack, model, name, rule):
     assert not torch.equal(sample(name, model, positive), sample(name, model, conditioning(name, 1)))
 
 
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", ["Flux 2"])
+def test_reference_pictures_at_timestep_zero_in_flux_2(pack, model, name, rule):
+    """The negative, longer than prompt and picture, stands at the picture's time; ComfyUI takes one picture here."""
+    if "timestep_zero_index" not in inspect.signature(model.model.diffusion_model.forward_orig).parameters:
+        pytest.skip("this ComfyUI has no such references in Flux 2")
+    positive, negative = with_references(name, 1, "index_timestep_zero"), conditioning(name, 2, tokens=560)
+    plain = sample(name, model, positive, batch=1)
+    with by_hand(name, model, Steer([], [], rule)):
+        assert error(plain, sample(name, model, positive, batch=1)) < BAR
+    with by_hand(name, model, Steer([negative[0][0]], alphas(0.6, batch=1), rule)):
+        expected = sample(name, model, positive, batch=1)
+    steered = sample(name, pack.payload.patch(model, negative, 0.6, rule=rule), positive, batch=1)
+    assert error(steered, expected) < BAR
+    assert error(plain, expected) > 100 * BAR
+    assert error(sample(name, model, with_references(name, 1), batch=1), plain) > BAR
+
+
 @pytest.mark.parametrize("name", ["Flux", "Qwen-Image", "Qwen-Image Edit"])
-def test_cfg_steers_the_positive_alone_beside_reference_pictures(pack, model, name, monkeypatch):
+def test_cfg_steers_the_positive_alone_beside_reference_pictures(pack, model, name):
     """Those of Qwen-Image Edit have a timestep of their own, in a second half of the batch of timesteps."""
     positive, uncond, negative = with_references(name, 1), with_references(name, 3), conditioning(name, 2, tokens=9)
     steered = sample(name, pack.payload.patch(model, negative, 0.6, rule="difference"), positive, uncond, cfg=3.0)
-    monkeypatch.setattr(
-        Apart, "steering", lambda self: by_hand(name, model, Steer([negative[0][0]], alphas(0.6), "difference"))
-    )
-    monkeypatch.setattr(comfy.samplers, "CFGGuider", Apart)
-    assert error(steered, sample(name, model, positive, uncond, cfg=3.0)) < 3 * BAR
+    steer = Steer([negative[0][0]], alphas(0.6), "difference")
+    expected = sample_apart(name, model, positive, uncond, 3.0, lambda: by_hand(name, model, steer))
+    assert error(steered, expected) < 3 * BAR
 
 
 @pytest.mark.parametrize("adaptive", [False, True])
@@ -428,16 +442,15 @@ def test_tokens_that_a_mask_leaves_out_do_not_count(pack, model, name, rule, ada
 
 
 @pytest.mark.parametrize("name", ["Ideogram 4"])
-def test_calls_without_any_text(pack, model, name, monkeypatch):
+def test_calls_without_any_text(pack, model, name):
     """The other half of CFG, which ComfyUI calls with the picture alone; and a prompt that is none."""
     positive, negative, none = conditioning(name, 1), conditioning(name, 2, tokens=9), [[None, {}]]
     patched = pack.payload.patch(model, negative, 0.6, rule="difference")
     steered = sample(name, patched, positive, none, cfg=3.0)
     assert torch.equal(sample(name, patched, none), sample(name, model, none))
     steer = Steer([negative[0][0]], alphas(0.6), "difference")
-    monkeypatch.setattr(Apart, "steering", lambda self: by_hand(name, model, steer))
-    monkeypatch.setattr(comfy.samplers, "CFGGuider", Apart)
-    assert error(steered, sample(name, model, positive, none, cfg=3.0)) < 3 * BAR
+    expected = sample_apart(name, model, positive, none, 3.0, lambda: by_hand(name, model, steer))
+    assert error(steered, expected) < 3 * BAR
 
 
 @pytest.mark.parametrize("rule, adaptive", [("nasa", True), ("difference", False), ("vsf", False)])
@@ -598,7 +611,7 @@ def test_text_that_an_option_of_radiance_counts(pack):
         ("Z-Image Omni", (2, 2, 3), "nasa"),
     ],
 )
-def test_reference_pictures_of_z_image_omni_are_not_steered(pack, model, name, counts, rule, monkeypatch):
+def test_reference_pictures_of_z_image_omni_are_not_steered(pack, model, name, counts, rule):
     """Nor what it sees of them. They stand at time 0, for which the modulations of all rows come twice."""
     if "ref_latents" not in inspect.signature(model.model.diffusion_model._forward).parameters:
         pytest.skip("this ComfyUI has no reference pictures in Z-Image")
@@ -615,9 +628,8 @@ def test_reference_pictures_of_z_image_omni_are_not_steered(pack, model, name, c
     assert not torch.equal(sample(name, model, positive, batch=batch), without)
     if batch == 2:
         steered = sample(name, patched, positive, uncond, cfg=3.0)
-        monkeypatch.setattr(Apart, "steering", lambda self: by_hand(name, model, steer))
-        monkeypatch.setattr(comfy.samplers, "CFGGuider", Apart)
-        assert error(steered, sample(name, model, positive, uncond, cfg=3.0)) < 3 * BAR
+        expected = sample_apart(name, model, positive, uncond, 3.0, lambda: by_hand(name, model, steer))
+        assert error(steered, expected) < 3 * BAR
 
 
 @pytest.mark.parametrize("name", ["HiDream-I1"])

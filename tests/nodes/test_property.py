@@ -366,7 +366,7 @@ def draw_joint(rng, name):
 def joint_truth(name, model, graph, only, positives, monkeypatch):
     """The network written out, with the uses that act in each call, for its rows of positives."""
     network, written = model.model.diffusion_model, NETWORKS[JOINT[name].layout]
-    sampling, attend = model.get_model_object("model_sampling"), joint_truths.attend
+    sampling, attend = model.get_model_object("model_sampling"), joint_truths.explicit.softmax_of
 
     def over_tokens(map):
         size = network.patch_size
@@ -393,11 +393,11 @@ def joint_truth(name, model, graph, only, positives, monkeypatch):
         return written(network, steer, x, timestep, context, **kwargs)
 
     network.forward = MethodType(forward, network)
-    monkeypatch.setattr(joint_truths, "attend", lambda *args: attend(*args) * override(model))
+    monkeypatch.setattr(joint_truths.explicit, "softmax_of", lambda *args: attend(*args) * override(model))
     try:
         yield
     finally:
-        monkeypatch.setattr(joint_truths, "attend", attend)
+        monkeypatch.setattr(joint_truths.explicit, "softmax_of", attend)
         del network.forward
 
 

@@ -48,6 +48,7 @@ WORDS = ((0.001, "the same"), (0.05, "a little off"), (0.5, "off"))
 def main() -> int:
     test = PACK / "tests" / "nodes" / "sampling" / "test_presets.py"
     command = [sys.executable, "-P", "-m", "pytest", "-c", str(PACK / "tests" / "pytest.ini"), "-q", str(test)]
+    command += ["-k", "not page"]  # which is written below
     ran = subprocess.run(command, cwd=PACK, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if ran.returncode:
         print(ran.stdout)

@@ -188,6 +188,16 @@ def flow_fresh(sigmas, unit=1.0):
     return formula
 
 
+def flow_from(timestep):
+    """One step of a flow model from t = timestep / 1000, as the trainer's own backbone makes it."""
+
+    def formula(network, z, fresh):
+        t = timestep / 1000
+        return t * z - t * network(t * z, timestep)
+
+    return formula
+
+
 def double_shifted(count, shift):
     """The sigmas of FlowMatchEulerDiscreteScheduler, which shifts its ends before it divides what lies between."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
@@ -219,9 +229,11 @@ def even(count):
 AUTHORS = {
     "sd": eps(999),
     "snoopi-shapes": eps(625, vp=True),
+    "snoopi-portraits": flow_from(720),
     "pg-sb-sd15": eps(999, hard_coded=0.0047),
     "pg-sb-sd21": eps(999, hard_coded=0.0047),
     "pg-sb-pixart": eps(999, ACP_PIXART),
+    "pg-sb-sd3": flow_from(720),
     "pixart": eps(999, ACP_PIXART),
     "swiftbrush": eps(999, hard_coded=0.0047),
     "swiftbrush-v2": eps(999),

@@ -1,7 +1,8 @@
 """`make soak`: many prompts on a real ComfyUI with the pack, and as many stock ones on one without it.
 
-After each tenth of them both are told to free their memory (POST /free) and measured. Fails if the server with the pack
-grows by over 2 MB per 100 prompts more than the other, or if its pictures at the end are not those of the beginning.
+After each tenth of them both are told to free their memory (POST /free) and measured (held/). Fails if the server with
+the pack grows by over 2 MB per 100 prompts more than the other, or if its pictures at the end are not those of the
+beginning.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from comfyui.client import Client, Refused
 from comfyui.serve import PACK, serve
 
 FOLDER = PACK / "build" / "soak"
+HELD = Path(__file__).with_name("held")  # a node pack of one route
 CHECKPOINT = "snoopi-shapes.safetensors"
 ALLOWED = 2.0  # MB per 100 prompts
 COLOURS, SHAPES = ("red", "green", "blue", "yellow"), ("circle", "square", "triangle")
@@ -108,12 +110,19 @@ def run_stock(client: Client, numbers: range) -> None:
 
 
 def megabytes(*clients: Client) -> list[float]:
-    """What each server holds after it was told to free all it can."""
+    """What each server holds after it was told to free all it can and has settled."""
     for client in clients:
         client.request("free", {"unload_models": True, "free_memory": True})
-    time.sleep(12)  # they collect garbage every 10 s at most
-    found = [Path(f"/proc/{client.pid}/status").read_text() for client in clients]
-    return [int(status.split("VmRSS:")[1].split()[0]) / 1024 for status in found]
+    return [settled(client) for client in clients]
+
+
+def settled(client: Client) -> float:
+    """MB, once they stay the same."""
+    found = [float(client.request("soak/held"))]
+    while len(found) < 4 or max(found[-4:]) - min(found[-4:]) > 1:
+        time.sleep(4)
+        found.append(float(client.request("soak/held")))
+    return found[-1]
 
 
 def pictures(client: Client) -> list[np.ndarray]:
@@ -143,7 +152,7 @@ def main() -> int:
             models = FOLDER / name / "models" / "checkpoints"
             models.mkdir(parents=True)
             (models / CHECKPOINT).symlink_to(checkpoint)
-            clients[name] = stack.enter_context(serve(FOLDER / name, has_pack=has_pack))
+            clients[name] = stack.enter_context(serve(FOLDER / name, (HELD,), has_pack=has_pack))
         ours_client, stock_client = clients.values()
         before = pictures(ours_client)
         each, held, refused = prompts // 10, [], 0

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_models import make_clip, make_pixart, make_sdxl, make_teacher
+from small_models import make_clip, make_pixart, make_sd3, make_sdxl, make_teacher
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -26,6 +26,12 @@ def pixart(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def sdxl(tmp_path_factory) -> Path:
     return make_sdxl(tmp_path_factory.mktemp("sdxl"))
+
+
+@pytest.fixture(scope="session")
+def sd3(tmp_path_factory) -> Path:
+    """With CLIP-L, CLIP-G and T5."""
+    return make_sd3(tmp_path_factory.mktemp("sd3"), clip_g=True, t5=True)
 
 
 @pytest.fixture(scope="session")

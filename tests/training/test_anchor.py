@@ -17,9 +17,16 @@ import numpy
 import pytest
 import safetensors.torch
 import torch
-from diffusers import AutoencoderTiny, PixArtTransformer2DModel, UNet2DConditionModel
+from diffusers import AutoencoderTiny, PixArtTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
 from torch.func import functional_call
-from transformers import AutoTokenizer, CLIPModel, CLIPTextModel, CLIPTokenizer, T5EncoderModel
+from transformers import (
+    AutoTokenizer,
+    CLIPModel,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5EncoderModel,
+)
 
 from training.distill import distill
 from training.method.draws import STEP, generator
@@ -56,15 +63,21 @@ CASES = {
     "PixArt, all at once": {"teacher": "pixart", "start": {"timestep": 400, "noise": "vp"}, "clip": CLIP, "nasa": NASA,
                             "kappa_per": "sample", "student": STUDENT | {"lora": {"rank": 2, "alpha": 3}},
                             "lora": LORA | {"updates": 2}, "gradient_checkpointing": True},
+    "SD 3": {"teacher": "sd3", "start": {"timestep": 720, "noise": "vp"}, "lora": LORA | {"weight": "velocity"},
+             "warm_start": {"steps": 1, "pairs": 6, "sampler_steps": 2, "learning_rate": 1e-4}},
+    "SD 3, all at once": {"teacher": "sd3", "start": {"timestep": 400, "noise": "vp"}, "kappa": [0.5, 3.0],
+                          "clip": CLIP, "kappa_per": "sample", "student": STUDENT | {"lora": {"rank": 2, "alpha": 3}},
+                          "lora": LORA | {"updates": 2}, "gradient_checkpointing": True},
 }  # fmt: skip
+BACKBONES = {"pixart": "pixart", "sd3": "stable_diffusion3"}
 
 
 @pytest.fixture
-def run(settings, teacher, pixart, clip, tmp_path, request):
+def run(settings, teacher, pixart, sd3, clip, tmp_path, request):
     """The settings of one case, and the folder of the shipped trainer's run with them."""
     case = CASES[request.param]
     kind = case.get("teacher", "eps")
-    folder = shutil.copytree(pixart if kind == "pixart" else teacher, tmp_path / "teacher")
+    folder = shutil.copytree({"pixart": pixart, "sd3": sd3}.get(kind, teacher), tmp_path / "teacher")
     if kind == "v":
         scheduler = folder / "scheduler/scheduler_config.json"
         scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | {"prediction_type": "v_prediction"}))
@@ -85,7 +98,7 @@ def run(settings, teacher, pixart, clip, tmp_path, request):
         "keep_checkpoints": 10,
         "sample_every": 100,
     }
-    paths = {"teacher": str(folder), "backbone": "pixart" if kind == "pixart" else "stable_diffusion"}
+    paths = {"teacher": str(folder), "backbone": BACKBONES.get(kind, "stable_diffusion")}
     whole = settings | plain | case | paths
     if "clip" in case:
         whole["clip"] = CLIP | {"model": str(clip)}
@@ -166,19 +179,34 @@ class ByHand:
     def __init__(self, settings, folder):
         self.settings, self.folder = settings, folder
         source = Path(settings["teacher"])
-        self.pixart = settings["backbone"] == "pixart"
+        self.pixart, self.sd3 = settings["backbone"] == "pixart", settings["backbone"] == "stable_diffusion3"
         kind, part = (PixArtTransformer2DModel, "transformer") if self.pixart else (UNet2DConditionModel, "unet")
+        if self.sd3:
+            kind, part = SD3Transformer2DModel, "transformer"
         self.network = kind.from_pretrained(source / part).double().requires_grad_(False)
+        self.channels = self.network.config.in_channels
         self.attention = AttentionByHand(self.network)
-        self.network.set_attn_processor(self.attention)
+        if not self.sd3:
+            self.network.set_attn_processor(self.attention)
         schedule = json.loads((source / "scheduler/scheduler_config.json").read_text())
         self.predicts_v = schedule.get("prediction_type") == "v_prediction"
-        first, last = schedule["beta_start"], schedule["beta_end"]
-        betas = torch.linspace(first, last, 1000, dtype=torch.float64)
-        if schedule["beta_schedule"] == "scaled_linear":
-            betas = torch.linspace(first**0.5, last**0.5, 1000, dtype=torch.float64) ** 2
-        self.alpha, self.sigma = (1 - betas).cumprod(0).sqrt(), (1 - (1 - betas).cumprod(0)).sqrt()
-        if self.pixart:
+        if self.sd3:
+            self.sigma = torch.arange(1000, dtype=torch.float64) / 1000
+            self.alpha = 1 - self.sigma
+        else:
+            first, last = schedule["beta_start"], schedule["beta_end"]
+            betas = torch.linspace(first, last, 1000, dtype=torch.float64)
+            if schedule["beta_schedule"] == "scaled_linear":
+                betas = torch.linspace(first**0.5, last**0.5, 1000, dtype=torch.float64) ** 2
+            self.alpha, self.sigma = (1 - betas).cumprod(0).sqrt(), (1 - (1 - betas).cumprod(0)).sqrt()
+        if self.sd3:
+            kinds = (CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel)
+            self.encoders = [
+                (AutoTokenizer.from_pretrained(source / f"tokenizer{end}"),
+                 kind.from_pretrained(source / f"text_encoder{end}").double())
+                for kind, end in zip(kinds, ("", "_2", "_3"), strict=True)
+            ]  # fmt: skip
+        elif self.pixart:
             self.tokenizer = AutoTokenizer.from_pretrained(source / "tokenizer")
             self.encoder = T5EncoderModel.from_pretrained(source / "text_encoder").double()
         else:
@@ -196,7 +224,20 @@ class ByHand:
     # --- networks -------------------------------------------------------------------------------------------------
     @torch.no_grad()
     def encode(self, prompts):
-        """Embeddings and mask; CLIP has none."""
+        """Embeddings and mask; CLIP has none; SD 3 has a pooled vector."""
+        if self.sd3:
+            read = []
+            for tokenizer, encoder in self.encoders:
+                ids = tokenizer(prompts, padding="max_length", max_length=77, return_tensors="pt").input_ids
+                read.append(encoder(ids, output_hidden_states=True))
+            clip_l, clip_g, t5 = read
+            clips = torch.cat([clip_l.hidden_states[-2], clip_g.hidden_states[-2]], -1)
+            both = torch.cat([clip_l.pooler_output, clip_g.text_embeds], -1)
+            config = self.network.config
+            zeros = clips.new_zeros(len(prompts), 77, config.joint_attention_dim - clips.shape[-1])
+            more = both.new_zeros(len(prompts), config.pooled_projection_dim - both.shape[-1])
+            tokens = torch.cat([torch.cat([clips, zeros], -1), t5.last_hidden_state], 1)
+            return tokens, None, torch.cat([both, more], -1)
         if not self.pixart:
             ids = self.tokenizer(prompts, padding="max_length", max_length=77, return_tensors="pt").input_ids
             return self.encoder(ids).last_hidden_state, None
@@ -211,6 +252,10 @@ class ByHand:
         if self.pixart:
             named |= {"encoder_attention_mask": text[1]}
             named |= {"added_cond_kwargs": {"resolution": None, "aspect_ratio": None}}
+        if self.sd3:
+            named["pooled_projections"] = text[2]
+            v = functional_call(self.network, weights, (x_t,), named)[0]
+            return x_t + self.at(self.alpha, t) * v  # v = eps - x0
         said = functional_call(self.network, weights, (x_t,), named)[0][:, :4]
         return self.at(self.alpha, t) * said + self.at(self.sigma, t) * x_t if self.predicts_v else said
 
@@ -261,7 +306,7 @@ class ByHand:
         random = generator(self.settings["seed"], STEP, step)
 
         def randn():
-            return torch.randn((BATCH, 4, *self.size), generator=random).double()
+            return torch.randn((BATCH, self.channels, *self.size), generator=random).double()
 
         if step < warm:
             x0, target = self.warm_pair(step, student)
@@ -310,7 +355,8 @@ class ByHand:
             self.blind.add(blind)
             x_t = self.at(self.alpha, t) * x0.detach() + self.at(self.sigma, t) * noise
             error = (self.eps(lora.network(), x_t, t, null if blind else text) - noise).square()
-            weight = 1 if s["lora"].get("weight") == "uniform" else self.at(self.alpha, t).square()
+            power = {"uniform": 0, "velocity": -2}.get(s["lora"].get("weight"), 2)
+            weight = self.at(self.alpha, t) ** power
             self.update(lora, (weight * error).mean(), s["lora"])
         return student, lora, ema
 
@@ -340,7 +386,8 @@ class ByHand:
     def clip_loss(self, x0, prompts):
         """mean of relu(tau - cos) over one sample in so many, of pictures as PNGs have them: between 0 and 1."""
         rows = range(0, BATCH, CLIP["one_in"])
-        pictures = self.vae.decode(x0[rows] / self.vae.config.scaling_factor).sample / 2 + 0.5
+        latents = x0[rows] / self.vae.config.scaling_factor + self.vae.config.shift_factor
+        pictures = self.vae.decode(latents).sample / 2 + 0.5
         self.outside.append(((pictures < 0) | (pictures > 1)).double().mean().item())
         pictures = torch.nn.functional.interpolate(pictures.clamp(0, 1), (32, 32), mode="bicubic", antialias=True)
         mean, deviation = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -353,12 +400,14 @@ class ByHand:
         return loss
 
     def warm_pair(self, step, student):
-        """The student's pictures and the teacher's, by two steps of DDIM from 999 and 499 with CFG 3."""
+        """The student's pictures and the teacher's, by two steps of its sampler with CFG 3: DDIM's from 999 and 499;
+        of a flow model with a shift of 3 from its ends, 1000 (999 here) and 3, which the shift makes 9."""
         pairs = safetensors.torch.load_file(self.folder / "warm_start/pairs-000000.safetensors")
         rows = self.stream(len(pairs["z"]), step * BATCH)
         z, text = pairs["z"][rows].double(), self.encode([self.prompts[index] for index in pairs["prompt"][rows]])
         x, null = z, self.encode([""] * BATCH)
-        for t, then in ((999, 499), (499, None)):
+        second = 9 if self.sd3 else 499
+        for t, then in ((999, second), (second, None)):
             times = torch.full((BATCH,), t)
             with torch.no_grad():
                 eps = self.guided({}, x, times, text, null, 3.0)

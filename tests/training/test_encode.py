@@ -77,6 +77,23 @@ def test_clip_keeps_its_padding_and_has_no_mask(teacher, tmp_path):
     torch.testing.assert_close(read.embeddings, expected.embeddings, atol=1e-2, rtol=1e-2)
 
 
+def test_pooled_vectors_are_kept_and_every_text_encoder_counts(sd3, tmp_path):
+    """Stable Diffusion 3 has three text encoders and a vector a prompt beside its tokens."""
+    config = configured(tmp_path, backbone="stable_diffusion3", teacher=str(sd3))
+    encode_config(config)
+    backbone = load_backbone("stable_diffusion3", str(sd3))
+    read = encoded(config, backbone, PROMPTS).batch([1, 4, 1])
+    expected = backbone.encode([PROMPTS[1], PROMPTS[4], PROMPTS[1]])
+    assert read.mask is None and read.embeddings.shape == (3, 154, 20) and read.pooled.shape == (3, 15)
+    torch.testing.assert_close(read.embeddings, expected.embeddings, atol=1e-2, rtol=1e-2)
+    torch.testing.assert_close(read.pooled, expected.pooled, atol=1e-2, rtol=1e-2)
+    other = shutil.copytree(sd3, tmp_path / "other")
+    weights = load_file(other / "text_encoder_2/model.safetensors")
+    save_file({key: 1.1 * weight for key, weight in weights.items()}, other / "text_encoder_2/model.safetensors")
+    with pytest.raises(UserError, match="other prompts or another text encoder"):
+        encoded(config, load_backbone("stable_diffusion3", str(other)), PROMPTS)
+
+
 def test_an_interrupted_encoding_goes_on_and_gives_the_same_files(config, monkeypatch, tmp_path):
     folder, written, real = tmp_path / "encoded", [], encode._write
 

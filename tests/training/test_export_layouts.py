@@ -10,9 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, PixArtTransformer2DModel, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    DDIMScheduler,
+    PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+)
 from safetensors import safe_open
-from small_models import make_pixart, make_teacher
+from small_models import make_pixart, make_sd3, make_teacher
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config
 
 from training.errors import UserError
@@ -22,6 +29,7 @@ from training.networks.backbones import load_backbone
 from training.recipe.config import parse
 from training.run.checkpoint import Checkpoint, save
 from training.run.folder import write_config
+from training.shapes.text import tokenizer
 
 needs_comfyui = pytest.mark.skipif(
     not (Path(os.environ.get("COMFYUI_PATH", "none")) / "comfy/sd.py").exists(),
@@ -89,6 +97,21 @@ def pixart(tmp_path_factory):
     built(PixArtTransformer2DModel, **size).save_pretrained(folder / "transformer")
     AutoencoderTiny(scaling_factor=0.18215).save_pretrained(folder / "vae")
     T5Config(vocab_size=32, d_model=4096).save_pretrained(folder / "text_encoder")  # no prompt is encoded
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sd3(tmp_path_factory):
+    """As wide as ComfyUI wants it, 64 times its depth; CLIP-L whole, with CLIP's own ids, and no other text encoder."""
+    folder = make_sd3(tmp_path_factory.mktemp("sd3"))
+    positions = {"sample_size": 8, "pos_embed_max_size": 12}
+    size = {"num_layers": 2, "num_attention_heads": 2, "caption_projection_dim": 128}
+    more = {"qk_norm": "rms_norm", "dual_attention_layers": (0,)}
+    built(SD3Transformer2DModel, **positions, **size, **more).save_pretrained(folder / "transformer")
+    tokenizer().save_pretrained(folder / "tokenizer")
+    layers = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+    ends = {"bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407}
+    built(CLIPTextModel, CLIPTextConfig(**layers, **ends)).save_pretrained(folder / "text_encoder")
     return folder
 
 
@@ -174,6 +197,25 @@ def test_pixart_transformer_and_lora(pixart, tmp_path):
         told = exported(run, tmp_path / "lora.safetensors")
         print(told)
         assert_close(told)
+
+
+@needs_comfyui
+def test_sd3_checkpoint_lora_and_transformer(sd3, tmp_path):
+    """A flow model: both ComfyUI and diffusers start it at t = 0.72, from t times the noise."""
+    run = make_run(tmp_path / "run", "stable_diffusion3", sd3, lora=True, start={"timestep": 720, "noise": "vp"})
+    told = exported(run, tmp_path / "student.safetensors", layout="checkpoint")
+    print(told)
+    assert "take the file for flow- (" in told and "as SD3, flow-, latents times 1.5305;" in told
+    assert "decoded picture" in told and "encoded text" in told
+    assert_close(told)
+    described = metadata_of(tmp_path / "student.safetensors")
+    assert described["snoopi.prediction"] == "flow-" and described["snoopi.start_timestep"] == "720"
+    assert "snoopi.start_noise" not in described and "modelspec.prediction_type" not in described
+    told = exported(run, tmp_path / "lora.safetensors")
+    print(told)
+    assert_close(told)
+    exported(run, tmp_path / "transformer.safetensors", layout="transformer", check="diffusers")
+    assert (tmp_path / "transformer.safetensors").stat().st_size < 20e6
 
 
 def assert_close(told: str) -> None:

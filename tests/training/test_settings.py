@@ -134,7 +134,7 @@ def test_all_settings_are_described_with_default_and_range(capsys):
     assert main(["settings"]) == 0
     told = capsys.readouterr().out
     assert "batch_size: 64   (a whole number from 1 to 65536)\n    of all processes together; Table 6\n" in told
-    assert "lora.weight: alpha_squared   (one of alpha_squared, uniform)\n" in told
+    assert "lora.weight: alpha_squared   (one of alpha_squared, uniform, velocity)\n" in told
     assert "teacher: must be given   (a text that is not empty)\n" in told
     for key, field in settings_of(config.Config):
         assert f"{key}: " in told and field.description and allowed(field)

@@ -117,7 +117,7 @@ def make_model(folder: Path, target: Path = weights.FOLDER) -> dict:
         **figures.of_one_step(backbone.network, settings.start, "teacher_one_step"),
         **figures.of_one_step(student.float().eval(), settings.start, "student"),
         "pictures": PICTURES,
-        "start": asdict(settings.start),
+        "start": recipe["start"],
         "teacher": asdict(teacher.SETTINGS),
         "autoencoder": {
             "steps": [autoencoder.DECODER_STEPS, autoencoder.ENCODER_STEPS],

@@ -2,6 +2,7 @@
 
     FOLDER/index.json                    what is encoded, by what, and in how many shards
     FOLDER/shard-00000.safetensors       embeddings bf16 [tokens of all its prompts, width], offsets int64 [prompts + 1]
+                                         and, where the network takes one, pooled bf16 [prompts, width]
     FOLDER/extra-<digest>.safetensors    the same for the null, sample and negative prompts of a config
 
 Nothing is padded: a prompt takes 2 * width bytes a token that counts. Every file appears whole or not at all, so an
@@ -59,6 +60,8 @@ def encode_prompts(
             old.unlink()
         with atomic_file(folder / "index.json") as temporary:
             shape = {"tokens": tokens, "width": width, "masked": sample.mask is not None}
+            if sample.pooled is not None:
+                shape["pooled"] = sample.pooled.shape[1]
             temporary.write_text(json.dumps(index | shape, indent=1) + "\n")
 
     if not (extra := folder / extra_name(extras)).exists():
@@ -97,7 +100,7 @@ class EncodedPrompts:
         self.folder, self.prompts, self.device = Path(folder), prompts, backbone.device
         self.index = read_index(self.folder)
         _refuse_differences(self.folder, self.index, identity(kind, backbone, prompts))
-        self._shards: dict[Path, tuple[Any, Tensor]] = {}
+        self._shards: dict[Path, tuple[Any, Tensor, Tensor | None]] = {}
         self._extras = {text: row for row, text in enumerate(extras)}
         self._extra = self.folder / extra_name(list(self._extras))
         shards = [shard_path(self.folder, first) for first in range(0, len(prompts), SHARD)]
@@ -109,7 +112,8 @@ class EncodedPrompts:
         self.null = self.texts(extras[:1])
 
     def batch(self, indices: Sequence[int]) -> Text:
-        """Embeddings fp32 [n, tokens, width], zero where the mask [n, tokens] is; no mask if the encoder has none."""
+        """Embeddings fp32 [n, tokens, width], zero where the mask [n, tokens] is; mask and pooled vectors if the
+        encoder has them."""
         return self._rows([(shard_path(self.folder, index), index % SHARD) for index in indices])
 
     def texts(self, texts: Sequence[str]) -> Text:
@@ -125,18 +129,23 @@ class EncodedPrompts:
     def _rows(self, places: list[tuple[Path, int]]) -> Text:
         embeddings = torch.zeros(len(places), self.index["tokens"], self.index["width"])
         mask = torch.zeros(embeddings.shape[:2], dtype=torch.long)
+        vectors = []
         for row, (path, number) in enumerate(places):
-            rows, offsets = self._open(path)
+            rows, offsets, pooled = self._open(path)
             first, end = offsets[number : number + 2].tolist()
             embeddings[row, : end - first] = rows[first:end].float()
             mask[row, : end - first] = 1
-        return Text(embeddings, mask if self.index["masked"] else None).to(self.device)
+            if pooled is not None:
+                vectors.append(pooled[number].float())
+        pooled = torch.stack(vectors) if vectors else None
+        return Text(embeddings, mask if self.index["masked"] else None, pooled).to(self.device)
 
-    def _open(self, path: Path) -> tuple[Any, Tensor]:
+    def _open(self, path: Path) -> tuple[Any, Tensor, Tensor | None]:
         if path not in self._shards:
             try:
                 file = safetensors.safe_open(path, "pt")
-                self._shards[path] = file.get_slice("embeddings"), file.get_tensor("offsets")
+                pooled = file.get_tensor("pooled") if "pooled" in self.index else None
+                self._shards[path] = file.get_slice("embeddings"), file.get_tensor("offsets"), pooled
             except (OSError, safetensors.SafetensorError) as error:
                 raise UserError(
                     f"Cannot read {quoted(path)}: {quoted(error)}; delete the file and run `{COMMAND} encode` again."
@@ -194,11 +203,11 @@ def fingerprint(backbone: LatentDiffusion) -> str | None:
         import huggingface_hub
 
         try:
-            wanted = ["text_encoder/*", "tokenizer/*"]
+            wanted = ["text_encoder*/*", "tokenizer*/*"]
             root = Path(huggingface_hub.snapshot_download(backbone.parts, allow_patterns=wanted, local_files_only=True))
         except (OSError, ValueError):
             return None
-    parts = (root / part for part in ("text_encoder", "tokenizer"))
+    parts = [part for kind in ("text_encoder*", "tokenizer*") for part in sorted(root.glob(kind)) if part.is_dir()]
     files = [file for part in parts for file in sorted(part.iterdir()) if file.is_file()]
     if is_single_file(backbone.source) and _holds_text_encoder(backbone.source):
         files.append(Path(backbone.source))
@@ -218,7 +227,8 @@ def fingerprint(backbone: LatentDiffusion) -> str | None:
 
 def _holds_text_encoder(path: str) -> bool:
     with safetensors.safe_open(path, "pt") as file:
-        return any(key.startswith("cond_stage_model.") for key in file.keys())  # noqa: SIM118
+        prefixes = ("cond_stage_model.", "conditioner.embedders.", "text_encoders.")
+        return any(key.startswith(prefixes) for key in file.keys())  # noqa: SIM118
 
 
 def _refuse_differences(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -242,10 +252,12 @@ def _write(path: Path, texts: list[Text]) -> None:
             length = len(embeddings) if text.mask is None else int(text.mask[number].sum())
             rows.append(embeddings[:length].to("cpu", torch.bfloat16))
             lengths.append(length)
-    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    tensors = {"embeddings": torch.cat(rows), "offsets": torch.tensor([0, *lengths]).cumsum(0)}
+    if texts[0].pooled is not None:
+        tensors["pooled"] = torch.cat([text.pooled for text in texts]).to("cpu", torch.bfloat16)
     with atomic_file(path) as temporary:
         try:
-            safetensors.torch.save_file({"embeddings": torch.cat(rows), "offsets": offsets}, temporary)
+            safetensors.torch.save_file(tensors, temporary)
         except safetensors.SafetensorError as error:  # how it tells of a full disk
             raise OSError(str(error)) from error
 

@@ -96,7 +96,7 @@ def make_model(folder: Path, target: Path = weights.FOLDER) -> dict:
         **student_figures(backbone, student.eval(), settings.start),
         "pictures": PICTURES,
         "alpha": ALPHA,
-        "start": asdict(settings.start),
+        "start": recipe["start"],
         "teacher": [asdict(teacher.FIRST), asdict(teacher.SECOND)],
         "autoencoder": {
             "steps": [autoencoder.STEPS, autoencoder.DECODER_STEPS],

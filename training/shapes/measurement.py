@@ -29,6 +29,17 @@ PAIRS = (
     Pair("a blue shape", "triangle"),
     Pair("a yellow shape", "cross"),
 )
+# A negative prompt that names what is not there: the picture should stay as it is.
+IRRELEVANT = (
+    Pair("a red circle", "blue"),
+    Pair("a green square", "red"),
+    Pair("a blue triangle", "green"),
+    Pair("a yellow cross", "blue"),
+    Pair("a red cross", "square"),
+    Pair("a green circle", "cross"),
+    Pair("a blue square", "circle"),
+    Pair("a red triangle", "square"),
+)
 
 
 def matches(reading: Reading, caption: str) -> bool:

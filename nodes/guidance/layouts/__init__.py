@@ -4,23 +4,27 @@ A layout is a module with these functions:
 
     blocks(model)                   the cross-attention layers by the name of their block, in the model's order
     width(model)                    the width of the text encoder's embeddings
-    needs(model)                    what a CONDITIONING has to carry beside its embedding
     text(model, conds, timestep)    what those layers read of a prompt, [batch, tokens, width], from ComfyUI's cond
                                     tensors of it by name; timestep is [1], in the model's own unit
     keys_values(layer, text)        K and V, each [batch, tokens, ...], as that layer attends to them
     forwards(layer)                 the modules whose forward changes while the layer is steered, and what it becomes:
                                     one gives the queries (`remember`), one takes Z+ (`steered`)
-    prompt(layer)                   the same for what gives K+ (`remember_keys`) and V+ (`remember_values`), in the
-                                    shapes of keys_values; only rules that weigh the prompt ask for it
+    prompt(layer)                   the same for what gives K+ (`remember_keys`) and V+ (`remember_values`), or both;
+                                    only rules that weigh the prompt ask for it
     attend(nasa, q, k, v)           Z of those queries, keys and values, for the layer of a Steering, whose `handed`
                                     gives the transformer_options
     fit(layer, x, z, chunks)        x, which has 1 row or one for every row of the model's batch, for the rows of z
-    spread(model, x, map, conds)    a map [batch, 1, (frames,) height, width] over latents x as the layers read it;
-                                    conds is what else the model gets in this call
+    patch(model)                    how many latents an image token is: ((frames,) height, width) or (time,)
 
-and, where patches of other nodes change the text on its way to the layers,
+and, where they apply,
 
-    patched(text, options)          text as they leave it, by the call's transformer_options; keys_values gets that
+    needs(model)                    what a CONDITIONING has to carry beside its embedding
+    spread(model, x, map, conds)    a map [batch, 1, (frames,) height, width] over latents x as the layers read it, if
+                                    not its value at every patch; conds is what else the model gets in this call
+    shaped_keys(layer, k)           what the prompt's module gave as keys_values gives K-
+    shaped_values(layer, v)         the same of V
+    patched(text, options)          where patches of other nodes change the text on its way to the layers: text as they
+                                    leave it, by the call's transformer_options; keys_values gets that
 
 READS, the attributes of the model that a call reads beside its blocks; without all of them a new core has changed it;
 and TEXT_CHANGES_WITH_TIME, whether `text` reads the timestep (of the model, where not all do), and RULE, the family's
@@ -36,6 +40,7 @@ import comfyui_version
 import torch
 
 from ...quoting import quoted
+from .grid import over_patches
 
 #: ComfyUI's diffusion model classes, subclasses included, and the file here that knows their layout.
 LAYOUTS = {
@@ -111,6 +116,18 @@ def find_layout(diffusion_model: torch.nn.Module) -> ModuleType | None:
     name = _of_class(LAYOUTS, diffusion_model)
     layout = name and importlib.import_module(f".{name}", __package__)
     return layout if layout and layout.blocks(uncompiled(diffusion_model)) else None
+
+
+def needed(layout: ModuleType, diffusion_model: torch.nn.Module) -> tuple[str, ...]:
+    """What a CONDITIONING has to carry beside its embedding."""
+    return layout.needs(diffusion_model) if hasattr(layout, "needs") else ()
+
+
+def spread(layout: ModuleType, diffusion_model: torch.nn.Module, x, map: torch.Tensor, conds: dict) -> torch.Tensor:
+    """A map over latents x as the layers read it, by the layout's own `spread` or else over patches."""
+    if hasattr(layout, "spread"):
+        return layout.spread(diffusion_model, x, map, conds)
+    return over_patches(map, x, layout.patch(diffusion_model))
 
 
 def refusal(diffusion_model: torch.nn.Module, family: str) -> str:

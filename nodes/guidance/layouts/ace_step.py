@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 
-from ..steering import fit_rows, remember, steered
-from .grid import over_patches
+from ..steering import fit_rows, remember, remember_keys, remember_values, steered
+from .naming import numbered
 
 TEXT_CHANGES_WITH_TIME = False
 RULE = "nasa"
@@ -21,8 +21,7 @@ class Layer(NamedTuple):
 
 
 def blocks(model):
-    found = enumerate(model.transformer_blocks)
-    return {str(number): [Layer(block.cross_attn, model.rotary_emb)] for number, block in found}
+    return numbered(Layer(block.cross_attn, model.rotary_emb) for block in model.transformer_blocks)
 
 
 def width(model):
@@ -50,7 +49,15 @@ def forwards(layer):
 
 
 def prompt(layer):
-    return [(layer.attention.to_k, _remember_keys), (layer.attention.to_v, _remember_values)]
+    return [(layer.attention.to_k, remember_keys), (layer.attention.to_v, remember_values)]
+
+
+def shaped_keys(layer, k):
+    return _turned(layer, k)
+
+
+def shaped_values(layer, v):
+    return _heads(layer.attention, v)
 
 
 def attend(nasa, q, k, v):
@@ -63,10 +70,6 @@ def attend(nasa, q, k, v):
 fit = fit_rows
 
 
-def spread(model, x, map, conds):
-    return over_patches(map, x, tuple(model.patch_size))
-
-
 def _heads(attention, x):
     return x.unflatten(-1, (attention.heads, -1)).transpose(1, 2)
 
@@ -77,18 +80,10 @@ def _turned(layer, keys):
     return layer.attention.processor.apply_rotary_emb(k, layer.positions(k, seq_len=k.shape[2]))
 
 
-def _remember_keys(module, *args, **kwargs):
-    k, nasa = module.nasa_before(*args, **kwargs), module.nasa
-    nasa.keys = (*nasa.keys, _turned(nasa.layer, k))
-    return k
-
-
-def _remember_values(module, *args, **kwargs):
-    v, nasa = module.nasa_before(*args, **kwargs), module.nasa
-    nasa.values = (*nasa.values, _heads(nasa.layer.attention, v))
-    return v
-
-
 def _with_positions(attention, *args, rotary_freqs_cis=None, **more):
     attention.nasa.positions = rotary_freqs_cis
     return attention.nasa_before(*args, rotary_freqs_cis=rotary_freqs_cis, **more)
+
+
+def patch(model):
+    return tuple(model.patch_size)

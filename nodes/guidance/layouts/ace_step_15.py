@@ -3,8 +3,8 @@
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 
-from ..steering import fit_rows, remember, steered
-from .grid import over_patches
+from ..steering import fit_rows, remember, remember_keys, remember_values, steered
+from .naming import numbered
 
 TEXT_CHANGES_WITH_TIME = False
 RULE = "nasa"
@@ -12,7 +12,7 @@ READS = ("encoder", "null_condition_emb")
 
 
 def blocks(model):
-    return {str(number): [layer.cross_attn] for number, layer in enumerate(model.decoder.layers)}
+    return numbered(layer.cross_attn for layer in model.decoder.layers)
 
 
 def width(model):
@@ -44,7 +44,15 @@ def forwards(attention):
 
 
 def prompt(attention):
-    return [(attention.k_norm, _remember_keys), (attention.v_proj, _remember_values)]
+    return [(attention.k_norm, remember_keys), (attention.v_proj, remember_values)]
+
+
+def shaped_keys(attention, k):
+    return k.transpose(1, 2)
+
+
+def shaped_values(attention, v):
+    return v.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
 
 
 def attend(nasa, q, k, v):
@@ -56,17 +64,5 @@ def attend(nasa, q, k, v):
 fit = fit_rows
 
 
-def spread(model, x, map, conds):
-    return over_patches(map, x, (model.decoder.patch_size,))
-
-
-def _remember_keys(module, *args, **kwargs):
-    k = module.nasa_before(*args, **kwargs)
-    module.nasa.keys = (*module.nasa.keys, k.transpose(1, 2))
-    return k
-
-
-def _remember_values(module, *args, **kwargs):
-    v, nasa = module.nasa_before(*args, **kwargs), module.nasa
-    nasa.values = (*nasa.values, v.unflatten(-1, (-1, nasa.layer.head_dim)).transpose(1, 2))
-    return v
+def patch(model):
+    return (model.decoder.patch_size,)

@@ -2,23 +2,22 @@
 
 from ..side_stream import forwards as forwards
 from ..side_stream import no_picture
+from .naming import double_and_single
+from .omnigen2 import READS as READS
 from .omnigen2 import RULE as RULE
 from .omnigen2 import TEXT_CHANGES_WITH_TIME as TEXT_CHANGES_WITH_TIME
 from .omnigen2 import TEXT_FIRST as TEXT_FIRST
-from .omnigen2 import needs as needs
+from .omnigen2 import patch as patch
 from .omnigen2 import picture as picture
 from .omnigen2 import positions as positions_of_text
-from .omnigen2 import spread as spread
 from .omnigen2 import text as text
 from .omnigen2 import width as width
 
-READS = ("time_caption_embed", "context_refiner", "rope_embedder", "patch_size")
+RETURNS_TEXT = 1
 
 
 def blocks(model):
-    """double0, double1, ..., single0, single1, ..."""
-    streams = {"double": model.double_stream_layers, "single": model.single_stream_layers}
-    return {f"{name}{number}": [block] for name, part in streams.items() for number, block in enumerate(part)}
+    return double_and_single(model.double_stream_layers, model.single_stream_layers)
 
 
 def positions(model, tokens, call):
@@ -44,7 +43,3 @@ def alone(block, given, text, positions):
             "img_attention_mask": None,
         }
     return {"hidden_states": text, "attention_mask": None, "image_rotary_emb": positions[:, :-1]}
-
-
-def text_of(block, returned):
-    return returned[1] if isinstance(returned, tuple) else returned

@@ -2,24 +2,19 @@
 
 import torch
 
+from .flux import RETURNS_TEXT as RETURNS_TEXT
 from .flux import RULE as RULE
 from .flux import TEXT_CHANGES_WITH_TIME as TEXT_CHANGES_WITH_TIME
 from .flux import TEXT_FIRST as TEXT_FIRST
 from .flux import alone as alone
 from .flux import blocks as blocks
 from .flux import forwards as forwards
-from .flux import picture as picture
-from .flux import spread as spread
+from .flux import patch as patch
 from .flux import text as text
-from .flux import text_of as text_of
 from .flux import text_tokens as text_tokens
 from .flux import width as width
 
 READS = ("txt_in", "pe_embedder", "params", "patch_size")
-
-
-def needs(model):
-    return ()
 
 
 def positions(model, tokens, call):

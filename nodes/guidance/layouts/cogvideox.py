@@ -2,36 +2,29 @@
 
 from ..side_stream import forwards as forwards
 from ..side_stream import no_picture
-from .grid import over_patches, patches
+from .naming import numbered
 
 TEXT_CHANGES_WITH_TIME = False
 RULE = "difference"
 READS = ("patch_embed", "patch_size", "patch_size_t")
 TEXT_FIRST = True
+RETURNS_TEXT = 1
 
 
 def blocks(model):
-    return {str(number): [block] for number, block in enumerate(model.blocks)}
+    return numbered(model.blocks)
 
 
 def width(model):
     return model.patch_embed.text_proj.in_features
 
 
-def needs(model):
-    return ()
-
-
 def text(model, conds, timestep):
     return model.patch_embed.text_proj(conds["c_crossattn"])
 
 
-def picture(model, x, conds):
-    return slice(0, patches(x, _patch(model)))
-
-
-def positions(model, tokens, call):
-    return None
+def patch(model):
+    return model.patch_size_t or 1, model.patch_size, model.patch_size
 
 
 def text_tokens(block, given, call):
@@ -45,15 +38,3 @@ def alone(block, given, text, positions):
         "hidden_states": no_picture(text, given["hidden_states"]),
         "image_rotary_emb": turned and tuple(part[:1] for part in turned),
     }
-
-
-def text_of(block, returned):
-    return returned[1]
-
-
-def spread(model, x, map, conds):
-    return over_patches(map, x, _patch(model))
-
-
-def _patch(model):
-    return model.patch_size_t or 1, model.patch_size, model.patch_size

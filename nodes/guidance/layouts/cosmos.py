@@ -1,7 +1,7 @@
 """Cosmos-Predict2 and Anima: cross_attn in every block."""
 
 from ..steering import fit_rows, remember, remember_keys, remember_values, steered
-from .grid import over_patches
+from .naming import numbered
 
 TEXT_CHANGES_WITH_TIME = False
 RULE = "nasa"
@@ -9,16 +9,12 @@ READS = ("patch_spatial", "patch_temporal")
 
 
 def blocks(model):
-    return {str(number): [block.cross_attn] for number, block in enumerate(model.blocks)}
+    return numbered(block.cross_attn for block in model.blocks)
 
 
 def width(model):
     attention = model.llm_adapter.blocks[0].cross_attn if hasattr(model, "llm_adapter") else model.blocks[0].cross_attn
     return attention.k_proj.in_features
-
-
-def needs(model):
-    return ()
 
 
 def text(model, conds, timestep):
@@ -49,5 +45,5 @@ def attend(nasa, q, k, v):
 fit = fit_rows
 
 
-def spread(model, x, map, conds):
-    return over_patches(map, x, (model.patch_temporal, model.patch_spatial, model.patch_spatial))
+def patch(model):
+    return model.patch_temporal, model.patch_spatial, model.patch_spatial

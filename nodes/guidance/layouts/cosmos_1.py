@@ -3,10 +3,10 @@
 from comfy.ldm.modules.attention import optimized_attention
 
 from ..steering import fit_rows, remember, remember_keys, remember_values
-from .grid import over_patches
 
 TEXT_CHANGES_WITH_TIME = False
 RULE = "nasa"
+READS = ("patch_temporal", "patch_spatial")
 
 
 def blocks(model):
@@ -18,10 +18,6 @@ def blocks(model):
 
 def width(model):
     return next(iter(blocks(model).values()))[0].to_k[0].in_features
-
-
-def needs(model):
-    return ()
 
 
 def text(model, conds, timestep):
@@ -50,10 +46,10 @@ def attend(nasa, q, k, v):
 fit = fit_rows
 
 
-def spread(model, x, map, conds):
-    return over_patches(map, x, (model.patch_temporal, model.patch_spatial, model.patch_spatial))
-
-
 def _steered(module, z):
     """The forward of the output projection, for z [tokens, batch, channels]."""
     return module.nasa_before(module.nasa.steer(z.transpose(0, 1)).transpose(0, 1))
+
+
+def patch(model):
+    return model.patch_temporal, model.patch_spatial, model.patch_spatial

@@ -5,7 +5,7 @@ import torch
 from .. import side_stream
 from ..options_for_attention import handed as handed
 from ..options_for_attention import with_options
-from .grid import over_patches, patches
+from .naming import numbered
 
 TEXT_CHANGES_WITH_TIME = False
 RULE = "difference"
@@ -14,23 +14,19 @@ TEXT_FIRST = False
 
 
 def blocks(model):
-    return {str(number): [block] for number, block in enumerate(model.layers)}
+    return numbered(model.layers)
 
 
 def width(model):
     return model.hidden_size if model.text_proj is None else model.text_proj.in_features
 
 
-def needs(model):
-    return ()
-
-
 def text(model, conds, timestep):
     return conds["c_crossattn"] if model.text_proj is None else model.text_proj(conds["c_crossattn"])
 
 
-def picture(model, x, conds):
-    return slice(0, patches(x, (model.patch_size, model.patch_size)))
+def patch(model):
+    return model.patch_size, model.patch_size
 
 
 def positions(model, tokens, call):
@@ -40,21 +36,9 @@ def positions(model, tokens, call):
     return model.pos_embed(ids)
 
 
-def text_tokens(block, given, call):
-    return call.text_tokens
-
-
 def alone(block, given, text, positions):
     positions = positions.expand(len(text), *positions.shape[1:])
     return {"x": text, "rotary_pos_emb": positions, "attention_mask": None}
-
-
-def text_of(block, returned):
-    return returned
-
-
-def spread(model, x, map, conds):
-    return over_patches(map, x, (model.patch_size, model.patch_size))
 
 
 def forwards(block):

@@ -4,18 +4,17 @@ import torch
 
 from ..side_stream import forwards as forwards
 from ..side_stream import no_picture
-from .grid import over_patches, patches
+from .naming import double_and_single
 
 TEXT_CHANGES_WITH_TIME = False
 RULE = "difference"
 READS = ("txt_in", "vector_in", "pe_embedder", "params", "patch_size")
 TEXT_FIRST = True
+RETURNS_TEXT = 1
 
 
 def blocks(model):
-    """double0, double1, ..., single0, single1, ..."""
-    streams = {"double": model.double_blocks, "single": model.single_blocks}
-    return {f"{name}{number}": [block] for name, part in streams.items() for number, block in enumerate(part)}
+    return double_and_single(model.double_blocks, model.single_blocks)
 
 
 def width(model):
@@ -33,8 +32,8 @@ def text(model, conds, timestep):
     return model.txt_in(context)
 
 
-def picture(model, x, conds):
-    return slice(0, patches(x, (model.patch_size, model.patch_size)))
+def patch(model):
+    return model.patch_size, model.patch_size
 
 
 def positions(model, tokens, call):
@@ -55,12 +54,7 @@ def alone(block, given, text, positions):
     positions = positions.expand(len(text), *positions.shape[1:])
     if "txt" in given:
         return {"txt": text, "img": no_picture(text, given["img"]), "pe": positions, "attn_mask": None}
-    return {"x": text, "pe": positions[:, :, :-1], "attn_mask": None}
-
-
-def text_of(block, returned):
-    return returned[1] if isinstance(returned, tuple) else returned
-
-
-def spread(model, x, map, conds):
-    return over_patches(map, x, (model.patch_size, model.patch_size))
+    changes = {"x": text, "pe": positions[:, :, :-1], "attn_mask": None}
+    if given.get("modulation_dims"):  # with references, which stand at time 0: the picture's time
+        changes["modulation_dims"] = [(0, None, 0)]
+    return changes

@@ -5,19 +5,19 @@ import torch
 from ..side_stream import forwards as forwards
 from ..side_stream import no_picture
 from .grid import over_patches, patches
+from .naming import double_and_single
 
 TEXT_CHANGES_WITH_TIME = False
 RULE = "difference"
 READS = ("caption_projection", "llama_layers", "pe_embedder", "patch_size")
 TEXT_FIRST = False
+RETURNS_TEXT = 1
 #: A picture to edit, which lies beside the latents, row by row.
 AMONG_THE_PICTURE = "image_cond"
 
 
 def blocks(model):
-    """double0, double1, ..., single0, single1, ..."""
-    streams = {"double": model.double_stream_blocks, "single": model.single_stream_blocks}
-    return {f"{name}{number}": [block] for name, part in streams.items() for number, block in enumerate(part)}
+    return double_and_single(model.double_stream_blocks, model.single_stream_blocks)
 
 
 def width(model):
@@ -37,7 +37,7 @@ def text(model, conds, timestep):
 
 
 def picture(model, x, conds):
-    return slice(0, patches(_with_reference(x, conds), _patch(model)))
+    return slice(0, patches(_with_reference(x, conds), patch(model)))
 
 
 def positions(model, tokens, call):
@@ -56,19 +56,15 @@ def alone(block, given, text, positions):
     return {"text_tokens": text, "image_tokens": no_picture(text, given["image_tokens"]), "rope": positions}
 
 
-def text_of(block, returned):
-    return returned[1] if isinstance(returned, tuple) else returned
-
-
 def spread(model, x, map, conds):
     if AMONG_THE_PICTURE in conds:
         map = torch.nn.functional.pad(map, (0, conds[AMONG_THE_PICTURE].shape[-1]))
-    return over_patches(map, _with_reference(x, conds), _patch(model))
+    return over_patches(map, _with_reference(x, conds), patch(model))
 
 
 def _with_reference(x, conds):
     return torch.cat([x, conds[AMONG_THE_PICTURE]], dim=-1) if AMONG_THE_PICTURE in conds else x
 
 
-def _patch(model):
+def patch(model):
     return model.patch_size, model.patch_size

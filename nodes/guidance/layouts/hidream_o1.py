@@ -3,7 +3,8 @@
 import torch
 
 from .. import side_stream
-from .grid import over_patches, patches
+from .grid import patches
+from .naming import numbered
 
 TEXT_CHANGES_WITH_TIME = False
 RULE = "difference"
@@ -13,7 +14,7 @@ TEXT_SEES_PICTURE = False
 
 
 def blocks(model):
-    return {str(number): [block] for number, block in enumerate(model.language_model.layers)}
+    return numbered(model.language_model.layers)
 
 
 def width(model):
@@ -46,15 +47,11 @@ def text(model, conds, timestep):
 
 def picture(model, x, conds):
     """After a token for the timestep."""
-    return slice(1, 1 + patches(x, (model.patch_size, model.patch_size)))
+    return slice(1, 1 + patches(x, patch(model)))
 
 
 def text_tokens(block, given, call):
     return call.conds["ar_len"]
-
-
-def spread(model, x, map, conds):
-    return over_patches(map, x, (model.patch_size, model.patch_size))
 
 
 def forwards(block):
@@ -75,3 +72,7 @@ def _attention(length, options):
     from comfy.ldm.hidream_o1.attention import make_two_pass_attention
 
     return make_two_pass_attention(length, options)
+
+
+def patch(model):
+    return model.patch_size, model.patch_size

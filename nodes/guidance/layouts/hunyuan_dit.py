@@ -5,8 +5,8 @@ import torch
 from comfy.ldm.hydit.attn_layers import apply_rotary_emb
 from comfy.ldm.modules.attention import optimized_attention
 
-from ..steering import fit_rows, remember, remember_keys, steered
-from .grid import over_patches
+from ..steering import fit_rows, remember, remember_keys, remember_values, steered
+from .naming import numbered
 
 TEXT_CHANGES_WITH_TIME = False
 RULE = "nasa"
@@ -14,7 +14,7 @@ READS = ("mlp_t5", "text_embedding_padding", "text_len", "text_states_dim", "pat
 
 
 def blocks(model):
-    return {str(number): [block.attn2] for number, block in enumerate(model.blocks)}
+    return numbered(block.attn2 for block in model.blocks)
 
 
 def width(model):
@@ -41,9 +41,12 @@ def _padded(tokens, mask, padding):
 
 
 def keys_values(attention, text):
-    kv = attention.kv_proj(text).unflatten(-1, (2, attention.num_heads, attention.head_dim))
-    k, v = kv.unbind(dim=2)
+    k, v = _keys_values(attention, attention.kv_proj(text))
     return attention.k_norm(k), v
+
+
+def _keys_values(attention, both):
+    return both.unflatten(-1, (2, attention.num_heads, attention.head_dim)).unbind(dim=2)
 
 
 def forwards(attention):
@@ -51,7 +54,11 @@ def forwards(attention):
 
 
 def prompt(attention):
-    return [(attention.k_norm, remember_keys), (attention.kv_proj, _remember_values)]
+    return [(attention.k_norm, remember_keys), (attention.kv_proj, remember_values)]
+
+
+def shaped_values(attention, both):
+    return _keys_values(attention, both)[1]
 
 
 def attend(nasa, q, k, v):
@@ -72,18 +79,10 @@ def attend(nasa, q, k, v):
 fit = fit_rows
 
 
-def spread(model, x, map, conds):
-    return over_patches(map, x, (model.patch_size, model.patch_size))
-
-
 def _with_positions(attention, x, y, freqs_cis_img=None):
     attention.nasa.positions = freqs_cis_img
     return attention.nasa_before(x, y, freqs_cis_img)
 
 
-def _remember_values(module, *args, **kwargs):
-    """The second half of the projection, by heads."""
-    both, attention = module.nasa_before(*args, **kwargs), module.nasa.layer
-    v = both.unflatten(-1, (2, attention.num_heads, attention.head_dim)).unbind(dim=2)[1]
-    module.nasa.values = (*module.nasa.values, v)
-    return both
+def patch(model):
+    return model.patch_size, model.patch_size

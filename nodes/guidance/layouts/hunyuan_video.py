@@ -7,12 +7,12 @@ import torch
 from comfy.ldm.flux.layers import DoubleStreamBlock
 
 from . import flux
+from .flux import RETURNS_TEXT as RETURNS_TEXT
 from .flux import RULE as RULE
 from .flux import blocks as blocks
 from .flux import forwards as forwards
 from .flux import needs as needs
 from .flux import positions as positions
-from .flux import text_of as text_of
 from .flux import text_tokens as text_tokens
 from .grid import over_patches, patches
 
@@ -47,12 +47,12 @@ def text(model, conds, timestep):
 def picture(model, x, conds):
     """After a reference picture, and after a first frame that stays as it is."""
     reference = conds.get("ref_latent")
-    before = 0 if reference is None else patches(reference, tuple(model.patch_size))
-    return slice(before + _staying(model, x, conds), before + patches(x, tuple(model.patch_size)))
+    before = 0 if reference is None else patches(reference, patch(model))
+    return slice(before + _staying(model, x, conds), before + patches(x, patch(model)))
 
 
 def _staying(model, x, conds):
-    return 0 if conds.get("guiding_frame_index") is None else patches(x[:, :, :1], tuple(model.patch_size))
+    return 0 if conds.get("guiding_frame_index") is None else patches(x[:, :, :1], patch(model))
 
 
 def alone(block, given, text, positions):
@@ -64,4 +64,8 @@ def alone(block, given, text, positions):
 
 
 def spread(model, x, map, conds):
-    return over_patches(map, x, tuple(model.patch_size))[:, _staying(model, x, conds) :]
+    return over_patches(map, x, patch(model))[:, _staying(model, x, conds) :]
+
+
+def patch(model):
+    return tuple(model.patch_size)

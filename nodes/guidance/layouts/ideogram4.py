@@ -4,7 +4,7 @@ import torch
 from comfy.ldm.flux.math import rope
 
 from ..side_stream import forwards as forwards
-from .grid import over_patches, patches
+from .naming import numbered
 from .padding import without_padding
 
 TEXT_CHANGES_WITH_TIME = False
@@ -14,15 +14,11 @@ TEXT_FIRST = True
 
 
 def blocks(model):
-    return {str(number): [block] for number, block in enumerate(model.layers)}
+    return numbered(model.layers)
 
 
 def width(model):
     return model.llm_cond_proj.in_features
-
-
-def needs(model):
-    return ()
 
 
 def text(model, conds, timestep):
@@ -32,8 +28,8 @@ def text(model, conds, timestep):
     return context + model.embed_image_indicator(no_image, out_dtype=context.dtype)
 
 
-def picture(model, x, conds):
-    return slice(0, patches(x, (1, 1)))
+def patch(model):
+    return 1, 1
 
 
 def positions(model, tokens, call):
@@ -41,17 +37,5 @@ def positions(model, tokens, call):
     return rope(torch.arange(tokens, device=call.x.device)[None], model.head_dim, model.rope_theta).unsqueeze(2)
 
 
-def text_tokens(block, given, call):
-    return call.text_tokens
-
-
 def alone(block, given, text, positions):
     return {"x": text, "attn_mask": None, "freqs_cis": positions}
-
-
-def text_of(block, returned):
-    return returned
-
-
-def spread(model, x, map, conds):
-    return over_patches(map, x, (1, 1))

@@ -2,36 +2,29 @@
 
 from ..side_stream import forwards as forwards
 from ..side_stream import no_picture
-from .grid import over_patches, patches
+from .naming import numbered
 
 TEXT_CHANGES_WITH_TIME = False
 RULE = "difference"
 READS = ("condition_embedder", "patch_size")
 TEXT_FIRST = False
+RETURNS_TEXT = 1
 
 
 def blocks(model):
-    return {str(number): [block] for number, block in enumerate(model.double_blocks)}
+    return numbered(model.double_blocks)
 
 
 def width(model):
     return model.condition_embedder.text_embedder.linear_1.in_features
 
 
-def needs(model):
-    return ()
-
-
 def text(model, conds, timestep):
     return model.condition_embedder.text_embedder(conds["c_crossattn"])
 
 
-def picture(model, x, conds):
-    return slice(0, patches(x, tuple(model.patch_size)))
-
-
-def positions(model, tokens, call):
-    return None
+def patch(model):
+    return tuple(model.patch_size)
 
 
 def text_tokens(block, given, call):
@@ -45,11 +38,3 @@ def alone(block, given, text, positions):
         "encoder_hidden_states": text,
         "image_rotary_emb": given["image_rotary_emb"][:, :1],
     }
-
-
-def text_of(block, returned):
-    return returned[1]
-
-
-def spread(model, x, map, conds):
-    return over_patches(map, x, tuple(model.patch_size))

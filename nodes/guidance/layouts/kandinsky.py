@@ -2,8 +2,8 @@
 
 from comfy.ldm.kandinsky5.model import attention as attention_of_heads
 
-from ..steering import fit_rows, remember, remember_keys, steered
-from .grid import over_patches
+from ..steering import fit_rows, remember, remember_keys, remember_values, steered
+from .naming import numbered
 
 TEXT_CHANGES_WITH_TIME = True
 RULE = "nasa"
@@ -18,7 +18,7 @@ READS = (
 
 
 def blocks(model):
-    return {str(number): [block.cross_attention] for number, block in enumerate(model.visual_transformer_blocks)}
+    return numbered(block.cross_attention for block in model.visual_transformer_blocks)
 
 
 def width(model):
@@ -41,9 +41,8 @@ def text(model, conds, timestep):
 
 
 def keys_values(attention, text):
-    k, v = attention.to_key(text), attention.to_value(text)
-    k, v = (x.unflatten(-1, (attention.num_heads, -1)) for x in (k, v))
-    return attention.key_norm(k), v
+    k = attention.to_key(text).unflatten(-1, (attention.num_heads, -1))
+    return attention.key_norm(k), shaped_values(attention, attention.to_value(text))
 
 
 def forwards(attention):
@@ -51,7 +50,11 @@ def forwards(attention):
 
 
 def prompt(attention):
-    return [(attention.key_norm, remember_keys), (attention.to_value, _remember_values)]
+    return [(attention.key_norm, remember_keys), (attention.to_value, remember_values)]
+
+
+def shaped_values(attention, v):
+    return v.unflatten(-1, (attention.num_heads, -1))
 
 
 def attend(nasa, q, k, v):
@@ -61,11 +64,5 @@ def attend(nasa, q, k, v):
 fit = fit_rows
 
 
-def spread(model, x, map, conds):
-    return over_patches(map, x, model.patch_size)
-
-
-def _remember_values(module, *args, **kwargs):
-    v = module.nasa_before(*args, **kwargs)
-    module.nasa.values = (*module.nasa.values, v.unflatten(-1, (module.nasa.layer.num_heads, -1)))
-    return v
+def patch(model):
+    return model.patch_size

@@ -3,7 +3,7 @@
 import torch
 
 from ..side_stream import forwards as forwards
-from .grid import over_patches, patches
+from .naming import numbered
 
 TEXT_CHANGES_WITH_TIME = False
 RULE = "difference"
@@ -12,15 +12,11 @@ TEXT_FIRST = True
 
 
 def blocks(model):
-    return {str(number): [block] for number, block in enumerate(model.blocks)}
+    return numbered(model.blocks)
 
 
 def width(model):
     return model.txtlayers * model.txtdim
-
-
-def needs(model):
-    return ()
 
 
 def text(model, conds, timestep):
@@ -28,8 +24,8 @@ def text(model, conds, timestep):
     return model.txtmlp(model.txtfusion(context))
 
 
-def picture(model, x, conds):
-    return slice(0, patches(x, (model.patch, model.patch)))
+def patch(model):
+    return 1, model.patch, model.patch
 
 
 def positions(model, tokens, call):
@@ -45,11 +41,3 @@ def alone(block, given, text, positions):
     if given.get("timestep_zero_index") is not None:  # with references, which stand at time 0: the picture's time
         changes |= {"timestep_zero_index": None, "vec": given["vec"].chunk(2)[0]}
     return changes
-
-
-def text_of(block, returned):
-    return returned
-
-
-def spread(model, x, map, conds):
-    return over_patches(map, x, (1, model.patch, model.patch))

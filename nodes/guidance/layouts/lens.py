@@ -4,7 +4,7 @@ import torch
 
 from ..side_stream import forwards as forwards
 from ..side_stream import no_picture
-from .grid import over_patches, patches
+from .naming import numbered
 from .padding import without_padding
 
 TEXT_CHANGES_WITH_TIME = False
@@ -14,15 +14,11 @@ TEXT_FIRST = False
 
 
 def blocks(model):
-    return {str(number): [block] for number, block in enumerate(model.transformer_blocks)}
+    return numbered(model.transformer_blocks)
 
 
 def width(model):
     return model.txt_in.in_features
-
-
-def needs(model):
-    return ()
 
 
 def text(model, conds, timestep):
@@ -31,8 +27,8 @@ def text(model, conds, timestep):
     return model.txt_in(torch.cat([norm(layer) for norm, layer in zip(norms, layers, strict=True)], dim=-1))
 
 
-def picture(model, x, conds):
-    return slice(0, patches(x, (1, 1)))
+def patch(model):
+    return 1, 1
 
 
 def positions(model, tokens, call):
@@ -53,11 +49,3 @@ def alone(block, given, text, positions):
         "attention_mask": None,
         "freqs_cis": positions.expand(len(text), *positions.shape[1:]),
     }
-
-
-def text_of(block, returned):
-    return returned[0]
-
-
-def spread(model, x, map, conds):
-    return over_patches(map, x, (1, 1))

@@ -9,7 +9,6 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 
 from ..steering import fit_rows, remember, remember_gate, remember_keys, remember_values, steered
-from .grid import over_patches
 
 RULE = "nasa"
 READS = ("caption_projection",)
@@ -46,10 +45,6 @@ def width(model):
         return (model.caption_channels, both) if model.caption_projection_first_linear else both
     projection = model.caption_projection
     return model.transformer_blocks[0].attn2.to_k.in_features if projection is None else projection.linear_1.in_features
-
-
-def needs(model):
-    return ()
 
 
 def text(model, conds, timestep):
@@ -120,11 +115,11 @@ def attend(nasa, q, k, v):
 fit = fit_rows
 
 
-def spread(model, x, map, conds):
-    return over_patches(map, x, (1, 1, 1))
-
-
 def _with_mask(attention, x, context=None, mask=None, *args, **kwargs):
     """The prompt's; the negative comes without the tokens that its own leaves out."""
     attention.nasa.mask = mask
     return attention.nasa_before(x, context, mask, *args, **kwargs)
+
+
+def patch(model):
+    return 1, 1, 1

@@ -3,7 +3,8 @@
 import torch
 
 from ..side_stream import forwards as forwards
-from .grid import over_patches, patches
+from .grid import patches
+from .naming import numbered
 
 TEXT_CHANGES_WITH_TIME = False
 RULE = "difference"
@@ -12,15 +13,11 @@ TEXT_FIRST = True
 
 
 def blocks(model):
-    return {str(number): [block] for number, block in enumerate(model.layers)}
+    return numbered(model.layers)
 
 
 def width(model):
     return model.cap_embedder[1].in_features
-
-
-def needs(model):
-    return ()
 
 
 def text(model, conds, timestep):
@@ -38,13 +35,13 @@ def text(model, conds, timestep):
 
 def picture(model, x, conds):
     """After the reference pictures, which Z-Image Omni reads through two encoders."""
-    size, references = (model.patch_size, model.patch_size), conds.get("ref_latents") or ()
-    first = sum(_whole(model, patches(latent, size)) for latent in references)
+    references = conds.get("ref_latents") or ()
+    first = sum(_whole(model, patches(latent, patch(model))) for latent in references)
     if references and getattr(model, "siglip_embedder", None) is not None:
         seen = [grid.shape[1] * grid.shape[2] for grid in (conds.get("siglip_feats") or ())[: len(references)]]
         seen += [1] * (len(references) + 1 - len(seen))  # padding in place of those that are not there
         first += sum(_whole(model, tokens) for tokens in seen)
-    return slice(first, first + patches(x, size))
+    return slice(first, first + patches(x, patch(model)))
 
 
 def positions(model, tokens, call):
@@ -75,9 +72,5 @@ def alone(block, given, text, positions):
     return changes
 
 
-def text_of(block, returned):
-    return returned
-
-
-def spread(model, x, map, conds):
-    return over_patches(map, x, (model.patch_size, model.patch_size))
+def patch(model):
+    return model.patch_size, model.patch_size

@@ -7,6 +7,7 @@ import torch
 from comfy.ldm.minimax.model import rope_rotation_table
 
 from ..side_stream import forwards as forwards
+from .naming import numbered
 
 TEXT_CHANGES_WITH_TIME = False
 RULE = "difference"
@@ -17,16 +18,12 @@ KINDS, WORDS = 3, 1
 
 
 def blocks(model):
-    return {str(number): [block] for number, block in enumerate(model.blocks)}
+    return numbered(model.blocks)
 
 
 def width(model):
     """Before and after the model's refiner."""
     return model.condition_proj.in_features, model.hidden_size
-
-
-def needs(model):
-    return ()
 
 
 def text(model, conds, timestep):
@@ -49,14 +46,10 @@ def positions(model, tokens, call):
     return rope_rotation_table(model.rope_freqs(places, call.x.device), call.conds["c_crossattn"].dtype)
 
 
-def text_tokens(block, given, call):
-    return call.text_tokens
-
-
 def alone(block, given, text, positions):
     of_time = given["mod_segments"][0][2] // KINDS * KINDS
     return {"x": text[0], "mod_segments": [(0, text.shape[1], of_time + WORDS)], "rope_freqs": positions}
 
 
-def text_of(block, returned):
+def text_of(returned):
     return returned.unsqueeze(0)

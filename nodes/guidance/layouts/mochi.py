@@ -2,16 +2,17 @@
 
 from ..side_stream import forwards as forwards
 from ..side_stream import no_picture
-from .grid import over_patches, patches
+from .naming import numbered
 
 TEXT_CHANGES_WITH_TIME = False
 RULE = "difference"
 READS = ("t5_yproj", "patch_size")
 TEXT_FIRST = False
+RETURNS_TEXT = 1
 
 
 def blocks(model):
-    return {str(number): [block] for number, block in enumerate(model.blocks)}
+    return numbered(model.blocks)
 
 
 def width(model):
@@ -27,13 +28,8 @@ def text(model, conds, timestep):
     return model.t5_yproj(conds["c_crossattn"][:, : conds["num_tokens"]])
 
 
-def picture(model, x, conds):
-    return slice(0, patches(x, _patch(model)))
-
-
-def positions(model, tokens, call):
-    """Text has none."""
-    return None
+def patch(model):
+    return 1, model.patch_size, model.patch_size
 
 
 def text_tokens(block, given, call):
@@ -43,15 +39,3 @@ def text_tokens(block, given, call):
 def alone(block, given, text, positions):
     turned = {name: given[name][:1] for name in ("rope_cos", "rope_sin")}
     return {"x": no_picture(text, given["x"]), "y": text, "crop_y": text.shape[1], **turned}
-
-
-def text_of(block, returned):
-    return returned[1]
-
-
-def spread(model, x, map, conds):
-    return over_patches(map, x, _patch(model))
-
-
-def _patch(model):
-    return 1, model.patch_size, model.patch_size

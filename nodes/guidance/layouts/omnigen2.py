@@ -3,24 +3,22 @@
 import torch
 
 from ..side_stream import forwards as forwards
-from .grid import over_patches, patches
+from .grid import patches
+from .naming import numbered
 from .padding import without_padding
 
 TEXT_CHANGES_WITH_TIME = False
 RULE = "difference"
+READS = ("time_caption_embed", "context_refiner", "rope_embedder", "patch_size")
 TEXT_FIRST = True
 
 
 def blocks(model):
-    return {str(number): [block] for number, block in enumerate(model.layers)}
+    return numbered(model.layers)
 
 
 def width(model):
     return model.time_caption_embed.caption_embedder[1].in_features
-
-
-def needs(model):
-    return ()
 
 
 def text(model, conds, timestep):
@@ -33,9 +31,8 @@ def text(model, conds, timestep):
 
 def picture(model, x, conds):
     """After the reference pictures."""
-    size = (model.patch_size, model.patch_size)
-    first = sum(patches(latent, size) for latent in conds.get("ref_latents") or ())
-    return slice(first, first + patches(x, size))
+    first = sum(patches(latent, patch(model)) for latent in conds.get("ref_latents") or ())
+    return slice(first, first + patches(x, patch(model)))
 
 
 def positions(model, tokens, call):
@@ -48,18 +45,10 @@ def _turned(model, tokens, device):
     return model.rope_embedder.rope_embedder(ids[None, :, None].expand(1, -1, 3)).movedim(1, 2)
 
 
-def text_tokens(block, given, call):
-    return call.text_tokens
-
-
 def alone(block, given, text, positions):
     positions = positions.expand(len(text), *positions.shape[1:])
     return {"hidden_states": text, "attention_mask": None, "image_rotary_emb": positions}
 
 
-def text_of(block, returned):
-    return returned
-
-
-def spread(model, x, map, conds):
-    return over_patches(map, x, (model.patch_size, model.patch_size))
+def patch(model):
+    return model.patch_size, model.patch_size

@@ -3,7 +3,7 @@
 from comfy.ldm.modules.attention import optimized_attention
 
 from ..steering import fit_rows, remember, steered
-from .grid import over_patches
+from .naming import numbered
 
 TEXT_CHANGES_WITH_TIME = False
 RULE = "nasa"
@@ -11,15 +11,11 @@ READS = ("y_embedder", "patch_size")
 
 
 def blocks(model):
-    return {str(number): [block.cross_attn] for number, block in enumerate(model.blocks)}
+    return numbered(block.cross_attn for block in model.blocks)
 
 
 def width(model):
     return model.y_embedder.y_proj.fc1.in_features
-
-
-def needs(model):
-    return ()
 
 
 def text(model, conds, timestep):
@@ -45,10 +41,6 @@ def attend(nasa, q, k, v):
 fit = fit_rows
 
 
-def spread(model, x, map, conds):
-    return over_patches(map, x, (model.patch_size, model.patch_size))
-
-
 def _remember_both(module, *args, **kwargs):
     """Both halves of the projection, of a prompt whose rows ComfyUI lays one after the other."""
     both, nasa = module.nasa_before(*args, **kwargs), module.nasa
@@ -56,3 +48,7 @@ def _remember_both(module, *args, **kwargs):
         k, v = both.view(len(nasa.queries[-1]), -1, both.shape[-1]).chunk(2, dim=-1)
         nasa.keys, nasa.values = (*nasa.keys, k), (*nasa.values, v)
     return both
+
+
+def patch(model):
+    return model.patch_size, model.patch_size

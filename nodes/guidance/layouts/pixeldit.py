@@ -2,24 +2,21 @@
 
 from ..side_stream import forwards as forwards
 from ..side_stream import no_picture
-from .grid import over_patches, patches
+from .naming import numbered
 
 TEXT_CHANGES_WITH_TIME = False
 RULE = "difference"
 READS = ("y_embedder", "y_pos_embedding", "txt_max_length", "use_text_rope", "_fetch_text_pos", "patch_size")
 TEXT_FIRST = True
+RETURNS_TEXT = 1
 
 
 def blocks(model):
-    return {str(number): [block] for number, block in enumerate(model.patch_blocks)}
+    return numbered(model.patch_blocks)
 
 
 def width(model):
     return model.y_embedder.proj.in_features
-
-
-def needs(model):
-    return ()
 
 
 def text(model, conds, timestep):
@@ -28,8 +25,8 @@ def text(model, conds, timestep):
     return context + model.y_pos_embedding[:, : context.shape[1]].to(context)
 
 
-def picture(model, x, conds):
-    return slice(0, patches(x, _patch(model)))
+def patch(model):
+    return model.patch_size, model.patch_size
 
 
 def positions(model, tokens, call):
@@ -43,15 +40,3 @@ def text_tokens(block, given, call):
 def alone(block, given, text, positions):
     picture = {"x": no_picture(text, given["x"]), "pos_img": given["pos_img"][:1]}
     return {**picture, "y": text, "pos_txt": positions, "attn_mask": None}
-
-
-def text_of(block, returned):
-    return returned[1]
-
-
-def spread(model, x, map, conds):
-    return over_patches(map, x, _patch(model))
-
-
-def _patch(model):
-    return model.patch_size, model.patch_size

@@ -4,7 +4,7 @@ import torch
 
 from ..side_stream import forwards as forwards
 from ..side_stream import no_picture
-from .grid import over_patches, patches
+from .naming import numbered
 from .padding import without_padding
 
 TEXT_CHANGES_WITH_TIME = False
@@ -14,23 +14,19 @@ TEXT_FIRST = True
 
 
 def blocks(model):
-    return {str(number): [block] for number, block in enumerate(model.transformer_blocks)}
+    return numbered(model.transformer_blocks)
 
 
 def width(model):
     return model.txt_in.in_features
 
 
-def needs(model):
-    return ()
-
-
 def text(model, conds, timestep):
     return model.txt_in(model.txt_norm(without_padding(conds)))
 
 
-def picture(model, x, conds):
-    return slice(0, patches(x, (1, model.patch_size, model.patch_size)))
+def patch(model):
+    return 1, model.patch_size, model.patch_size
 
 
 def positions(model, tokens, call):
@@ -55,11 +51,3 @@ def alone(block, given, text, positions):
     if given.get("timestep_zero_index") is not None:  # of reference pictures, for which a second half of temb is
         changes |= {"timestep_zero_index": None, "temb": given["temb"].chunk(2)[0]}
     return changes
-
-
-def text_of(block, returned):
-    return returned[0]
-
-
-def spread(model, x, map, conds):
-    return over_patches(map, x, (1, model.patch_size, model.patch_size))

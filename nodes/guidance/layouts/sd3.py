@@ -2,7 +2,7 @@
 
 from ..side_stream import forwards as forwards
 from ..side_stream import no_picture
-from .grid import over_patches, patches
+from .naming import numbered
 
 TEXT_CHANGES_WITH_TIME = False
 RULE = "difference"
@@ -12,7 +12,7 @@ POSITIONAL = ("context", "x")
 
 
 def blocks(model):
-    return {str(number): [block] for number, block in enumerate(model.joint_blocks)}
+    return numbered(model.joint_blocks)
 
 
 def width(model):
@@ -30,12 +30,8 @@ def text(model, conds, timestep):
     return model.context_embedder(context)
 
 
-def picture(model, x, conds):
-    return slice(0, patches(x, (model.patch_size, model.patch_size)))
-
-
-def positions(model, tokens, call):
-    return None
+def patch(model):
+    return model.patch_size, model.patch_size
 
 
 def text_tokens(block, given, call):
@@ -44,12 +40,3 @@ def text_tokens(block, given, call):
 
 def alone(block, given, text, positions):
     return {"context": text, "x": no_picture(text, given["x"])}
-
-
-def text_of(block, returned):
-    """None after the last block, which has no more use for text."""
-    return returned[0]
-
-
-def spread(model, x, map, conds):
-    return over_patches(map, x, (model.patch_size, model.patch_size))

@@ -3,8 +3,9 @@
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 
-from ..steering import fit_rows, remember, steered
+from ..steering import fit_rows, remember, remember_both, steered
 from .grid import over_patches
+from .naming import numbered
 
 TEXT_CHANGES_WITH_TIME = False
 RULE = "nasa"
@@ -12,15 +13,11 @@ READS = ("to_cond_embed", "global_cond_type")
 
 
 def blocks(model):
-    return {str(number): [layer.cross_attn] for number, layer in enumerate(model.transformer.layers)}
+    return numbered(layer.cross_attn for layer in model.transformer.layers)
 
 
 def width(model):
     return model.to_cond_embed[0].in_features
-
-
-def needs(model):
-    return ()
 
 
 def text(model, conds, timestep):
@@ -36,7 +33,15 @@ def forwards(attention):
 
 
 def prompt(attention):
-    return [(attention.to_kv, _remember_both)]
+    return [(attention.to_kv, remember_both)]
+
+
+def shaped_keys(attention, both):
+    return _split(attention, both)[0]
+
+
+def shaped_values(attention, both):
+    return _split(attention, both)[1]
 
 
 def attend(nasa, q, k, v):
@@ -79,10 +84,3 @@ def _normed(attention, norm, x):
     if hasattr(attention, norm):
         return getattr(attention, norm)(x)
     return torch.nn.functional.normalize(x, dim=-1) if attention.qk_norm in (True, "l2") else x
-
-
-def _remember_both(module, *args, **kwargs):
-    kv, nasa = module.nasa_before(*args, **kwargs), module.nasa
-    k, v = _split(nasa.layer, kv)
-    nasa.keys, nasa.values = (*nasa.keys, k), (*nasa.values, v)
-    return kv

@@ -50,10 +50,6 @@ def width(unet):
     return next(iter(blocks(unet).values()))[0].attention.to_k.in_features
 
 
-def needs(unet):
-    return ()
-
-
 def text(unet, conds, timestep):
     return conds["c_crossattn"]
 

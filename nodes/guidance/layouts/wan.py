@@ -5,6 +5,7 @@ from comfy.ldm.modules.attention import optimized_attention
 
 from ..steering import fit_rows, remember, remember_keys, remember_values, steered
 from .grid import over_patches
+from .naming import numbered
 
 TEXT_CHANGES_WITH_TIME = False
 RULE = "nasa"
@@ -13,17 +14,12 @@ READS = ("text_embedding", "patch_size", "ref_conv")
 
 def blocks(model):
     """0, 1, 2, ... and, in VACE, vace0, vace1, ..."""
-    found = {str(number): [block.cross_attn] for number, block in enumerate(model.blocks)}
-    vace = enumerate(getattr(model, "vace_blocks", ()))
-    return found | {f"vace{number}": [block.cross_attn] for number, block in vace}
+    vace = getattr(model, "vace_blocks", ())
+    return numbered(block.cross_attn for block in model.blocks) | numbered((block.cross_attn for block in vace), "vace")
 
 
 def width(model):
     return model.text_embedding[0].in_features
-
-
-def needs(model):
-    return ()
 
 
 def text(model, conds, timestep):

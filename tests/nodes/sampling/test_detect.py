@@ -128,6 +128,21 @@ def test_auto_knows_our_export_by_its_metadata(sampling, model, checkpoint):
     assert choice.preset.name == "pg-sb-sd15" and choice.preset.alpha == 0.12 and choice.preset.timesteps == (999,)
 
 
+@pytest.mark.parametrize("named", [{"snoopi.preset": "pg-sb-sd3"}, {}])
+def test_auto_starts_a_flow_student_where_its_file_says(sampling, narrow_model, checkpoint, named):
+    """A flow model has no choice of noise, so the file names none: the network gets t times the noise."""
+    said = {"snoopi.format": "1", "snoopi.start_timestep": "640", "snoopi.prediction": "flow-"} | named
+    model = narrow_model("SD 3.x")
+    choice = choose(sampling, model, graph(checkpoint("x.safetensors", said)))
+    assert choice.known and (choice.preset.timesteps, choice.preset.prediction) == ((640,), "flow-")
+    patched, sigmas = sampling.one_step.steps(sampling.one_step.with_preset(model, choice.preset))
+    assert sigmas.tolist() == pytest.approx([0.64, 0.0])
+    noise = torch.ones(1, 16, 4, 4)
+    told = patched.get_model_object("model_sampling")
+    assert torch.allclose(told.noise_scaling(sigmas[:1], noise, torch.zeros_like(noise)), 0.64 * noise)
+    assert told.timestep(sigmas[:1]).item() == pytest.approx(640)
+
+
 @pytest.mark.parametrize("bad", [{"start_timestep": "soon"}, {"start_timestep": "1", "start_noise": "loud"},
                                  {"start_timestep": "1", "prediction": "magic"}, {"start_timestep": "5000"},
                                  {"start_timestep": "1", "alpha": "nan"}, {"start_timestep": ""}])  # fmt: skip

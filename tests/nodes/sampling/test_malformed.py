@@ -275,11 +275,12 @@ UNREADABLE = {
 @pytest.mark.parametrize("name", UNREADABLE)
 def test_options_that_comfyui_cannot_read(model, text, run, steered, latent, calls_of_the_network, name):
     wrong = [[embedding(), UNREADABLE[name]]]
-    told(calls_of_the_network, lambda: run(model, wrong, latent), "The positive conditioning cannot be read by", "CLIP")
+    said = "lacks clip_end_percent" if name == "a start without its end" else "cannot be read by"
+    told(calls_of_the_network, lambda: run(model, wrong, latent), f"The positive conditioning {said}", "CLIP")
     if UNREADABLE[name].keys() & {"control", "hooks", "gligen"}:
         assert torch.equal(steered(wrong), steered([[embedding(), {}]]))
     else:
-        told(calls_of_the_network, lambda: steered(wrong), "The negative conditioning cannot be read by this model")
+        told(calls_of_the_network, lambda: steered(wrong), f"The negative conditioning {said}")
 
 
 @pytest.mark.parametrize(
@@ -289,8 +290,9 @@ def test_sdxl_without_its_pooled_embedding(pack, models, run, options):
     """It reads one of 1280 beside the text."""
     model, good = models["SDXL"], [[embedding(1, 77, 40), {"pooled_output": ones(1, 1280)}]]
     wrong, latent = [[embedding(1, 77, 40), options]], {"samples": torch.zeros(1, 4, 8, 8)}
-    told([], lambda: run(model, wrong, latent), "The positive conditioning cannot be read by this model")
-    told([], lambda: run(model, good, latent, negative=wrong), "The negative conditioning cannot be read by this model")
+    said = "lacks pooled_output, which this model reads" if not options else "cannot be read by this model"
+    told([], lambda: run(model, wrong, latent), f"The positive conditioning {said}")
+    told([], lambda: run(model, good, latent, negative=wrong), f"The negative conditioning {said}")
     assert torch.isfinite(run(model, good, latent, negative=good)["samples"]).all()
 
 

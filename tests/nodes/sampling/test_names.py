@@ -12,7 +12,7 @@ WORKFLOWS = sorted((Path(__file__).parents[3] / "workflows").glob("*.json"))
 TABLE = Path(__file__).with_name("model_names.tsv")
 LINES = [line.split("\t") for line in TABLE.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
 FIELD = [line for line in LINES if line[4] == "field-2026, model-file-names.tsv"]
-NOT_BY_NAME = {"snoopi-shapes"}  # whose file says so itself
+NOT_BY_NAME = {"snoopi-shapes", "snoopi-portraits"}  # whose file says so itself
 
 
 def answer(sampling, family, name, kind):

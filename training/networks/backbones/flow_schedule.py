@@ -64,7 +64,9 @@ def read_flow_schedule(config: dict[str, Any], source: str) -> FlowSampler:
         told = sampler.scheduler.timesteps
         falls = bool(told.isfinite().all() and (told[1:] < told[:-1]).all() and 0 < told[-1] and told[0] <= TIMESTEPS)
     except Exception as error:  # whatever diffusers and torch make of odd numbers
-        raise UserError(f"The scheduler of the teacher {quoted(source)} cannot be read ({quoted(error)}).") from None
+        raise UserError(
+            f"The scheduler of the teacher {quoted(source)} cannot be read ({quoted(error)}); copy it again."
+        ) from None
     if not falls:
         raise UserError(
             f"The scheduler of the teacher {quoted(source)} gives no timesteps that fall from {TIMESTEPS} to 0 (shift "

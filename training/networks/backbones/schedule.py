@@ -60,7 +60,9 @@ def read_schedule(config: dict[str, Any], source: str) -> tuple[DDIMScheduler, s
         left = sampler.alphas_cumprod.double()  # falls from nearly 1 to nearly 0
         falls = len(left) == steps and bool((left[1:] <= left[:-1]).all() and 0 <= left[-1] < left[0] <= 1)
     except Exception as error:  # whatever torch makes of odd numbers
-        raise UserError(f"The scheduler of the teacher {quoted(source)} cannot be read ({quoted(error)}).") from None
+        raise UserError(
+            f"The scheduler of the teacher {quoted(source)} cannot be read ({quoted(error)}); copy it again."
+        ) from None
     if not falls:
         raise UserError(
             f"The betas of the teacher {quoted(source)} make no noise schedule (beta_start "

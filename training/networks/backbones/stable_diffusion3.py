@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, SD3Transformer2DModel
+from diffusers.loaders import single_file_utils
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import (
@@ -29,12 +30,13 @@ from ...errors import UserError, quoted
 from ..text import Text, TextShape
 from .flow_schedule import TIMESTEPS, read_flow_schedule
 from .latent_diffusion import LatentDiffusion
-from .sources import load_any, load_network, load_part, load_tokenizer
+from .sources import fill, load_any, load_network, load_part, load_tokenizer, read_tensors
 
 TOKENS = 77  # of CLIP, and of T5 as SD 3's own code and ComfyUI pad it
 #: {folder: what is in it}; the tokenizer of text_encoder_2 is in tokenizer_2, and so on.
 ENCODERS = {"text_encoder": "CLIP-L", "text_encoder_2": "CLIP-G", "text_encoder_3": "T5"}
 T5 = "text_encoder_3"
+PREFIX = "model.diffusion_model."  # of the transformer in a whole checkpoint
 LEAST = 20  # thousandths of t below which a start is all but a finished picture
 
 SD3 = {
@@ -182,6 +184,17 @@ class StableDiffusion3(LatentDiffusion):
             return_dict=False,
             **arguments,
         )[0].float()
+
+    def read_single_file(self, path: str, network: nn.Module) -> nn.Module:
+        """The transformer alone, in the original layout or in diffusers' names; all else comes from `parts`."""
+        tensors = read_tensors(path)
+        if "context_embedder.weight" in tensors and "proj_out.weight" in tensors:
+            return fill(network, lambda: tensors, path)
+        prefix = PREFIX if any(key.startswith(PREFIX) for key in tensors) else ""
+        own = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+        if "joint_blocks.0.context_block.attn.qkv.weight" not in own:
+            raise UserError(f"{quoted(path)} holds no Stable Diffusion 3 transformer; give another file.")
+        return fill(network, lambda: single_file_utils.convert_sd3_transformer_checkpoint_to_diffusers(own), path)
 
     @classmethod
     def check_start(cls, timestep: int, noise: str) -> None:
