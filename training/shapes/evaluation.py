@@ -85,10 +85,9 @@ def student_folder(folder: Path) -> Path:
     if folder.exists():
         return folder
     with atomic_folder(folder) as made:
-        made_of = weights.write_checkpoint(made / "checkpoint.safetensors")
         unet = teacher.untrained()
-        load_unet(made_of, unet)
-        made_of.unlink()
+        weights.read_part("unet.safetensors")  # that it is the recorded one
+        load_unet(weights.FOLDER / "unet.safetensors", unet)
         unet.save_pretrained(made / "unet")
         shipped_autoencoder().save_pretrained(made / "vae")
         text.text_encoder().save_pretrained(made / "text_encoder")
