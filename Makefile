@@ -1,6 +1,6 @@
 # Everything is installed into build/ and runs from there. `make help` lists the commands.
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench fuzz soak presets presets-check screenshots lint demo-model environment clean
+.PHONY: help demo test bench fuzz soak presets presets-check screenshots lint demo-model evaluate environment clean
 
 # An environment of its own for every ComfyUI and interpreter, so that switching costs nothing.
 chosen := $(strip $(COMFYUI_PATH) $(PYTHON))
@@ -56,6 +56,9 @@ lint: environment ## check the style of the code
 demo-model: environment ## make both demo models again from nothing (hours on 2 cores); goes on after an interruption
 	@$(python) -m training.shapes make
 	@$(python) -m training.portraits make
+
+evaluate: environment ## the paper's tables on the demo world (hours: 18 runs; ARGS=--without-training for minutes); goes on
+	@$(python) -m training.shapes evaluate $(ARGS)
 
 environment: ## install what the others need (they do it themselves)
 	@test -n '$(found_python)' || { echo "Python 3.11 or newer is needed; no python3 here is that new."; exit 1; }

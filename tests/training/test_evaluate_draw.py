@@ -152,6 +152,7 @@ def test_a_teacher_draws_by_many_steps_of_ddim(here, teacher):
     wanted = ddim_sample(backbone.sampler, predict, z, text, null, 4, 3.0)
     found = torch.from_numpy(painted(teacher, steps=4, guidance=3, seed=3))
     assert torch.equal(found, wanted)
+    assert numpy.abs(painted(teacher, steps=4, guidance=3, seed=4) - wanted.numpy()).max() > 1e-3
     drawn = painted(teacher, steps=4, guidance=2, guidance_to=5, seed=3)
     assert numpy.array_equal(drawn, painted(teacher, steps=4, guidance=2, guidance_to=5, seed=3))
     assert numpy.abs(drawn - wanted.numpy()).max() > 1e-3

@@ -7,7 +7,6 @@ A network is a row of weights.yaml, or MODULE:CLASS of a module that is installe
     texts(list of n)                       -> fp32 [n, width], where it reads text
 """
 
-import functools
 import hashlib
 import importlib
 from pathlib import Path
@@ -76,8 +75,8 @@ def plugged_in(name: str, *methods: str) -> Any:
         raise UserError(
             f"There is no {quoted(name)} ({quoted(error)}); write MODULE:CLASS of an installed one."
         ) from None
-    if not isinstance(made, type) or any(not hasattr(made, method) for method in (*methods, "described")):
-        raise UserError(f"{quoted(name)} is no class with {', '.join(methods)} and `described`.")
+    if not isinstance(made, type) or any(not hasattr(made, method) for method in methods):
+        raise UserError(f"{quoted(name)} is no class with {' and '.join(methods)}.")
     return made()
 
 
@@ -158,7 +157,6 @@ class TransformersClip:
         return self.network.text_projection(self.network.text_model(input_ids=tokens.input_ids).pooler_output)
 
 
-@functools.cache
 def sha256_of(path: Path) -> str:
     """Of a file, or of all files of a folder by name. Raises UserError."""
     try:

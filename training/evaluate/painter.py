@@ -1,7 +1,9 @@
 """One variant of a model, as a function from prompts and noises to pictures."""
 
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy
 import torch
@@ -16,6 +18,7 @@ from ..recipe.config import Start
 from .prompt_set import Prompt
 from .recipe import Variant
 
+KEPT_TEXTS = 64  # encoded; T5 takes 2 MB a text
 #: Pictures uint8 [n, height, width, 3] of n prompts.
 Painter = Callable[[Sequence[Prompt]], numpy.ndarray]
 
@@ -25,17 +28,24 @@ def make_painter(backbone: LatentDiffusion, start: Start, variant: Variant) -> P
     given = {"timestep": variant.timestep, "noise": variant.noise}
     start = start.model_copy(update={name: value for name, value in given.items() if value is not None})
     if variant.steps == 1 or variant.sampler == "renoise":
+        backbone.check_start(start.timestep, start.noise)
         backbone.check_timesteps({"the start of the one step": start.timestep})
     elif variant.steps > len(backbone.alphas):
         raise UserError(f"steps is {variant.steps}; this model has {len(backbone.alphas)} timesteps.")
     if variant.negative == "nasa":
         add_nasa(backbone.network)
 
+    @functools.lru_cache(KEPT_TEXTS)
+    def encode(text: str) -> Text:
+        return backbone.encode([text])  # alone, so that it rounds the same in every company
+
     @torch.no_grad()
     def paint(prompts: Sequence[Prompt]) -> numpy.ndarray:
         shape = backbone.latent_shape()
         z = torch.stack([noise_of(variant.seed, prompt.id, shape) for prompt in prompts]).to(backbone.device)
-        latents = _latents(backbone, start, variant, prompts, z)
+        negatives = [_negative(variant, prompt) for prompt in prompts]
+        text, away = (Text.join(*map(encode, texts)) for texts in ([prompt.prompt for prompt in prompts], negatives))
+        latents = _latents(backbone, start, variant, prompts, z, text, away)
         if not bool(latents.isfinite().all()):
             raise UserError("The model answers NaN or infinite numbers; what was drawn before is kept.")
         return backbone.decode(latents)
@@ -53,16 +63,23 @@ def _generator(*parts: object) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def _latents(backbone: LatentDiffusion, start: Start, variant: Variant, prompts: Sequence[Prompt], z: Tensor) -> Tensor:
-    text = backbone.encode([prompt.prompt for prompt in prompts])
-    negatives = [_negative(variant, prompt) for prompt in prompts]
-    away = backbone.encode(negatives)
-    alpha = torch.tensor([variant.alpha if negative else 0.0 for negative in negatives], device=z.device)
+def _latents(
+    backbone: LatentDiffusion,
+    start: Start,
+    variant: Variant,
+    prompts: Sequence[Prompt],
+    z: Tensor,
+    text: Text,
+    away: Text,
+) -> Tensor:
+    """x0 [n, c, h, w]. away: the negative prompts, encoded, the empty one for a picture without."""
+    strengths = [variant.alpha if _negative(variant, prompt) else 0.0 for prompt in prompts]
+    alpha = torch.tensor(strengths, device=z.device)
     arguments = {}
     if variant.negative == "nasa":
         arguments = nasa_arguments(backbone.network, away.embeddings, alpha, away.mask)
     if variant.negative == "embedding":
-        text = Text(text.embeddings - alpha.view(-1, 1, 1) * away.embeddings, text.mask)
+        text = replace(text, embeddings=text.embeddings - alpha.view(-1, 1, 1) * away.embeddings)
 
     def predict(x_t: Tensor, t: Tensor, words: Text) -> Tensor:
         return backbone.predict(backbone.network, x_t, t, words, **arguments)

@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..networks.backbones.sources import is_hub_name
 from ..recipe.config import load
 from ..run.plan import PEAKS, REACHED, forward_flops
 from .draw import path_of
 from .feature_networks import known_row
 from .prompt_set import Prompt, read_prompt_set
-from .recipe import Recipe, Variant
+from .recipe import Model, Recipe, Variant
 from .scores.distribution import DistributionSettings
 
 BYTES_A_PIXEL = 1.8  # a photo as PNG, measured: 1.9 at 256 px, 1.7 at 512
@@ -28,11 +27,12 @@ def report(recipe: Recipe, output: Path, weights: Path, count: int | None = None
         prompts = read_prompt_set(recipe.prompts, recipe.folder, count)
         total = len(prompts)
     except UserError as error:
-        missing.append(str(error))
+        missing.append(f"{error}" + (f" It is {recipe.prompts.where}." if recipe.prompts.where else ""))
         prompts, total = [], (count or recipe.prompts.count or 0) * recipe.prompts.each
     pixels, unknown = 0.0, False
+    flops = {role: _flops(recipe.models[role]) for role in {variant.model for variant in recipe.variants.values()}}
     for name, variant in recipe.variants.items():
-        told, side = _variant(recipe, name, variant, output, prompts, total)
+        told, side = _variant(recipe, name, variant, output, prompts, total, flops[variant.model])
         lines.append(told)
         unknown |= side is None
         pixels += total * (side or 0) ** 2
@@ -50,24 +50,30 @@ def report(recipe: Recipe, output: Path, weights: Path, count: int | None = None
 
 
 def _variant(
-    recipe: Recipe, name: str, variant: Variant, output: Path, prompts: list[Prompt], total: int
+    recipe: Recipe, name: str, variant: Variant, output: Path, prompts: list[Prompt], total: int, flops: int | None
 ) -> tuple[str, int | None]:
-    """A line about its drawing, and the side of its pictures where it is known."""
+    """A line about its drawing, and the side of its pictures where it is known. flops: of one forward."""
     model = recipe.models[variant.model]
     if model.pictures == "elsewhere":
         return f"{name}: {total:,} pictures are drawn elsewhere, in {model.path}", recipe.basics.size
     drawn = sum(path_of(output / name, prompt).exists() for prompt in prompts)
-    forwards = total - drawn if variant.steps == 1 else (total - drawn) * variant.steps
-    if variant.guidance != 1 or variant.guidance_to is not None:
-        forwards *= 2
     line = f"{name}: {total - drawn:,} pictures to draw" + (f", {drawn:,} are there" if drawn else "")
+    if flops is None:
+        return line + "; hours are not known before the model is here", recipe.basics.size
+    guided = variant.guidance != 1 or variant.guidance_to is not None
+    wanted = (total - drawn) * variant.steps * (2 if guided else 1) * flops
+    took = [f"{wanted / (peak * 1e12 * REACHED) / 3600:.2f} on an {gpu}" for gpu, peak in PEAKS.items()]
+    return line + f"; {wanted / 1e15:.3g} PFLOP, hours: {', '.join(took)}", recipe.basics.size
+
+
+def _flops(model: Model) -> int | None:
+    """Of one forward; None where the model is not here, and of pictures that are drawn elsewhere."""
+    if model.is_missing or model.pictures == "elsewhere":
+        return None
     try:
-        flops = forward_flops(*_source(model.path, model.teacher, model.backbone))
-        took = [f"{forwards * flops / (peak * 1e12 * REACHED) / 3600:.2f} on an {gpu}" for gpu, peak in PEAKS.items()]
-        line += f"; {flops * forwards / 1e15:.3g} PFLOP, hours: {', '.join(took)}"
+        return forward_flops(*_source(model.path, model.teacher, model.backbone))
     except UserError:
-        line += "; hours are not known before the model is here"
-    return line, recipe.basics.size
+        return None
 
 
 def _source(path: str, teacher: str | None, backbone: str | None) -> tuple[str, str]:
@@ -84,7 +90,7 @@ def _missing_files(recipe: Recipe, weights: Path) -> Iterator[str]:
         model = recipe.models[role]
         if Path(model.path).exists():
             continue
-        if model.pictures == "elsewhere" or not is_hub_name(model.path) or _is_local(model.path):
+        if model.is_missing:
             what = "a folder of pictures ID.png" if model.pictures == "elsewhere" else "a model"
             yield f"{role}: {model.path}, {what}" + (f"; {model.where}" if model.where else "")
         else:
@@ -107,8 +113,3 @@ def _missing_files(recipe: Recipe, weights: Path) -> Iterator[str]:
 def _wanted(settings: Any) -> list[str]:
     names = [getattr(settings, "network", ""), getattr(settings, "judge", "")]
     return [name for name in names if name and ":" not in name]
-
-
-def _is_local(path: str) -> bool:
-    """runs/sd15, where a hub name would look alike: `runs` is what the shipped configs write into."""
-    return path.startswith(("runs/", "build/", "evaluation/"))

@@ -10,29 +10,43 @@ from .recipe import Recipe
 
 
 def plot_variants(recipe: Recipe, results: dict[str, dict[str, Any]], path: Path) -> None:
-    """recipe.plot.y over recipe.plot.x of the variants, with intervals, and the paper's. Raises UserError."""
+    """recipe.plot.y over recipe.plot.x: a curve for each way of a negative prompt, with intervals, and the paper's.
+
+    A way of one variant alone is a level line. Raises UserError.
+    """
     x, y = recipe.plot.x, recipe.plot.y
-    ours, theirs = [], []
+    ours: dict[str, list[tuple[float, float, Any]]] = {}
+    theirs = []
     for name, variant in recipe.variants.items():
         place = getattr(variant, x, None)
         if isinstance(place, bool) or not isinstance(place, (int, float)) or variant.guidance_to is not None:
             continue
         value = results.get(name, {}).get("scores", {}).get(y, {})
         if value.get("value") is not None:
-            ours.append((place, value["value"], value["interval"] or [value["value"]] * 2))
+            interval = value["interval"] or [value["value"]] * 2
+            ours.setdefault(variant.negative, []).append((place, value["value"], interval))
         if y in recipe.figures.get(name, {}):
             theirs.append((place, recipe.figures[name][y]))
     if not ours:
         raise UserError(f"plot: no variant has both {quoted(x)} and a score {quoted(y)}; correct the recipe.")
     figure, axes = _axes(recipe.basics.title, x, y)
-    ours.sort()
-    places, values, intervals = zip(*ours, strict=True)
-    below = [value - low for value, (low, _) in zip(values, intervals, strict=True)]
-    above = [high - value for value, (_, high) in zip(values, intervals, strict=True)]
-    axes.errorbar(places, values, [below, above], marker="o", capsize=3, label="ours, 95% interval")
+    for number, (way, points) in enumerate(ours.items()):
+        label = "ours, 95% interval" if len(ours) == 1 else "no negative prompt" if way == "none" else way
+        _draw(axes, sorted(points), label, f"C{number}")
     if theirs:
         axes.plot(*zip(*sorted(theirs), strict=True), marker="s", linestyle="--", color="gray", label="the paper")
     _save(figure, axes, path)
+
+
+def _draw(axes: Any, points: list[tuple[float, float, Any]], label: str, color: str) -> None:
+    places, values, intervals = zip(*points, strict=True)
+    if len(points) == 1:
+        axes.axhline(values[0], color=color, linestyle=":", label=label)
+        axes.axhspan(*intervals[0], color=color, alpha=0.1)
+        return
+    below = [value - low for value, (low, _) in zip(values, intervals, strict=True)]
+    above = [high - value for value, (_, high) in zip(values, intervals, strict=True)]
+    axes.errorbar(places, values, [below, above], marker="o", capsize=3, label=label, color=color)
 
 
 def plot_steps(recipe: Recipe, curves: dict[str, list[dict[str, Any]]], path: Path) -> None:

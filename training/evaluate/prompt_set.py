@@ -3,7 +3,7 @@
 import json
 import random
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import UserError, quoted
@@ -34,32 +34,42 @@ def read_prompt_set(settings: Prompts, folder: Path, count: int | None = None) -
     Raises UserError, also where the file holds fewer prompts than the recipe asks for.
     """
     source, wanted = _found(settings.source, folder), settings.count
-    prompts = _list(source, None)
-    columns = {
-        name: _list(source, getattr(settings, name)) if getattr(settings, name) else None
-        for name in ("negative", "group", "id", "contrast")
-    }
-    for name, values in columns.items():
-        if values is not None and len(values) != len(prompts):
-            raise UserError(f"{quoted(source)} holds {len(prompts)} prompts but {len(values)} of `{name}`.")
-    if wanted is not None and len(prompts) < wanted:
+    rows = _rows(source, settings)
+    if wanted is not None and len(rows) < wanted:
         raise UserError(
-            f"{quoted(source)} holds {len(prompts)} prompts and the recipe wants {wanted}; give the whole file, or "
-            f"--count {len(prompts)} for a trial."
+            f"{quoted(source)} holds {len(rows)} prompts and the recipe wants {wanted}; give the whole file, or "
+            f"--count {len(rows)} for a trial."
         )
-    chosen = list(range(len(prompts)))
     if settings.draw_seed is not None:
-        random.Random(settings.draw_seed).shuffle(chosen)
-    chosen = chosen[: min(count or len(prompts), wanted or len(prompts))]
+        random.Random(settings.draw_seed).shuffle(rows)
     found = []
-    for index in chosen:
-        values = {name: column[index] if column else "" for name, column in columns.items()}
+    for row in rows[: min(count or len(rows), wanted or len(rows))]:
         for number in range(settings.each):
-            name = (values["id"] or f"{index:05d}") + (f"-{number:04d}" if settings.each > 1 else "")
-            place = f"{_as_folder(values['group'])}/{name}" if values["group"] else name
-            found.append(Prompt(place, prompts[index], values["negative"], values["group"], values["contrast"]))
+            name = row.id + (f"-{number:04d}" if settings.each > 1 else "")
+            found.append(replace(row, id=f"{_as_folder(row.group)}/{name}" if row.group else name))
     _check_ids(source, [prompt.id for prompt in found])
     return found
+
+
+def _rows(source: Path | str, settings: Prompts) -> list[Prompt]:
+    """A prompt a line, with its id alone as id."""
+    if "://" not in str(source) and Path(source).is_dir():
+        files = sorted(path for path in Path(source).iterdir() if path.suffix in (".txt", ".json", ".jsonl"))
+        if not files:
+            raise UserError(f"{quoted(source)} holds no prompt file; give one file a group, .txt, .json or .jsonl.")
+        return [replace(row, group=path.stem) for path in files for row in _rows(path, settings)]
+    prompts = _list(source, None)
+    values = {}
+    for name in ("negative", "group", "id", "contrast"):
+        column = getattr(settings, name)
+        values[name] = _list(source, column) if column else [""] * len(prompts)
+        if len(values[name]) != len(prompts):
+            raise UserError(f"{quoted(source)} holds {len(prompts)} prompts but {len(values[name])} of `{name}`.")
+    return [
+        Prompt(values["id"][row] or f"{row:05d}", prompts[row], values["negative"][row], values["group"][row],
+               values["contrast"][row])
+        for row in range(len(prompts))
+    ]  # fmt: skip
 
 
 def _list(source: Path | str, column: str | None) -> list[str]:

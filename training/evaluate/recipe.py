@@ -13,12 +13,14 @@ from typing import Any, Literal
 import yaml
 
 from ..errors import UserError, quoted, quoted_value
+from ..networks.backbones.sources import is_hub_name
 from ..recipe.config import change_of, put
 from ..recipe.schema import REQUIRED, Block, Name, Number, Whole, block, setting
 from ..recipe.yaml_file import read_settings
 
 FOLDER = Path(__file__).with_name("recipes")
 SCORES = ("fid", "kid", "precision_recall", "cmmd", "alignment", "removal", "kept", "harm", "diversity")
+LOCAL_FOLDERS = ("runs", "models", "build", "evaluation")
 KEYS = ("title", "prompts", "size", "batch", "models", "variants", "scores", "paper", "tolerance", "order", "plot")
 
 
@@ -26,8 +28,11 @@ class Prompts(Block):
     """The prompt set."""
 
     source: Name = setting(
-        REQUIRED, "a .txt, .jsonl, .parquet or .json file (a list of texts), or datasets://OWNER/NAME"
+        REQUIRED,
+        "a .txt, .jsonl, .parquet or .json file (a list of texts), datasets://OWNER/NAME, or a folder of such files, "
+        "each a group",
     )
+    where: Name | None = setting(None, "where people get it, for --dry-run")
     group: Name | None = setting(None, "key or column that says to which group (pair, style) a prompt belongs")
     negative: Name | None = setting(None, "key or column of the negative prompt")
     contrast: Name | None = setting(None, "key or column of what a judge is to tell the unwanted thing from")
@@ -76,6 +81,12 @@ class Model(Block):
         "here", "elsewhere: this trainer cannot draw with it; `path` is a folder of pictures named ID.png"
     )
     where: Name | None = setting(None, "where people get it, for --dry-run")
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether it is neither here nor to be fetched from a hub; runs/sd15 looks like a hub name and is none."""
+        local = self.pictures == "elsewhere" or self.path.partition("/")[0] in LOCAL_FOLDERS
+        return not Path(self.path).exists() and (local or not is_hub_name(self.path))
 
 
 class Basics(Block):

@@ -42,6 +42,13 @@ def draw_all(
     """Every variant that is not drawn elsewhere. Raises UserError."""
     prompts = read_prompt_set(recipe.prompts, recipe.folder, count)
     check_writable(output)
+    for variant in recipe.variants.values():  # before any hour is spent
+        model = recipe.models[variant.model]
+        if model.is_missing and model.pictures == "here":
+            raise UserError(
+                f"{variant.model} is {quoted(model.path)}, which is not here; give {variant.model}=PATH, or leave it "
+                f"out with --only (--dry-run tells all that is missing)."
+            )
     for name, variant in recipe.variants.items():
         model = recipe.models[variant.model]
         if model.pictures == "here":
@@ -89,7 +96,7 @@ def score_folder(
     for score, settings in recipe.scores.items():
         kind = kind_of(settings)
         for key, value in score_module(kind).score(seen, settings).items():
-            values[score if key == kind else key if score == kind else f"{score}.{key}"] = value
+            values[score if key == kind else key if score == kind else f"{score}_{key}"] = value
     lines = [f"{prompt.id}\t{prompt.prompt}\t{prompt.negative}" for prompt in prompts]
     return {
         "format": FORMAT,
@@ -162,9 +169,9 @@ def read_results(recipe: Recipe, output: Path) -> dict[str, dict[str, Any]]:
 
 def table(recipe: Recipe, results: dict[str, dict[str, Any]]) -> str:
     """Markdown: a row a variant, a column a score, the paper's figure and whether ours agrees behind it."""
-    names = list(dict.fromkeys(key for result in results.values() for key in result["scores"]))
-    names += [key for figures in recipe.figures.values() for key in figures if key not in names]
-    names = list(dict.fromkeys(names))
+    scored = [key for result in results.values() for key in result["scores"]]
+    compared = [key for figures in recipe.figures.values() for key in figures if _score_of(key) == key]
+    names = list(dict.fromkeys(scored + compared))
     lines = [f"# {recipe.basics.title}", ""]
     if recipe.basics.paper:
         lines += [f"Behind a stroke: {recipe.basics.paper}.", ""]
@@ -182,15 +189,23 @@ def table(recipe: Recipe, results: dict[str, dict[str, Any]]) -> str:
 
 
 def _cell(recipe: Recipe, variant: str, key: str, result: dict[str, Any] | None) -> str:
-    theirs = recipe.figures.get(variant, {}).get(key)
-    shown = number(result["scores"].get(key)) if result else "-"
+    """A score, or "score.group", of one variant."""
+    theirs, score = recipe.figures.get(variant, {}).get(key), _score_of(key)
+    value = result["scores"].get(score) if result else None
+    if value and score != key:
+        value = value["groups"].get(key.removeprefix(score + "."))
+    shown = number(value)
     if theirs is None:
         return shown
     shown += f" / {theirs:g}"
-    ours = result["scores"].get(key, {}).get("value") if result else None
-    if ours is None or result["trial"] or key not in recipe.tolerance:
+    if not value or value["value"] is None or result["trial"] or score not in recipe.tolerance:
         return shown
-    return shown + (" agrees" if abs(ours - theirs) <= recipe.tolerance[key] else " **differs**")
+    return shown + (" agrees" if abs(value["value"] - theirs) <= recipe.tolerance[score] else " **differs**")
+
+
+def _score_of(key: str) -> str:
+    """Of "removal.person, male" it is removal."""
+    return key.partition(".")[0]
 
 
 def number(value: dict[str, Any] | None) -> str:
@@ -231,7 +246,8 @@ def _groups(recipe: Recipe, results: dict[str, dict[str, Any]]) -> list[str]:
         groups = list(dict.fromkeys(group for found in with_groups.values() for group in found))
         lines += [f"| {key} | {' | '.join(with_groups)} |", "|---" * (len(with_groups) + 1) + "|"]
         for group in groups:
-            lines.append(f"| {group} | {' | '.join(number(found.get(group)) for found in with_groups.values())} |")
+            cells = [_cell(recipe, variant, f"{key}.{group}", results[variant]) for variant in with_groups]
+            lines.append(f"| {group} | {' | '.join(cells)} |")
         lines.append("")
     return lines
 

@@ -1,4 +1,4 @@
-"""Make the demo model, or put its checkpoint together."""
+"""Make the demo model, put its checkpoint together, or measure its world."""
 
 import sys
 

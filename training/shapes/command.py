@@ -1,4 +1,4 @@
-"""The commands of a demo world's package: make its model from nothing, put the committed weights together."""
+"""The commands of a demo world's package: make its model, put the committed weights together, measure the world."""
 
 import argparse
 import importlib
@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+from ..commands.numbers import positive
 from ..errors import UserError
 
 
@@ -20,11 +21,27 @@ def main(package: str, description: str, working_folder: str) -> int:
     checkpoint = commands.add_parser("checkpoint", help="write the single-file checkpoint that ComfyUI loads")
     checkpoint.add_argument("output", type=Path, help="a .safetensors file")
     checkpoint.add_argument("--untrained", action="store_true", help="random weights: to test wiring only")
+    if (target.parent / "evaluation.py").exists():
+        evaluate = commands.add_parser(
+            "evaluate", help="the paper's tables on the demo world; goes on where it stopped"
+        )
+        evaluate.add_argument(
+            "--folder", type=Path, default=Path("build/evaluation"), help="working folder (%(default)s)"
+        )
+        evaluate.add_argument("--count", type=positive, help="only so many prompts: a trial")
+        evaluate.add_argument(
+            "--without-training",
+            action="store_true",
+            help="only what the shipped student and the exact teacher show: minutes",
+        )
     arguments = parser.parse_args()
     try:
         if arguments.command == "make":
             make_model = importlib.import_module(f"{package}.make").make_model
             print(json.dumps(make_model(arguments.folder, arguments.target), indent=1))
+        elif arguments.command == "evaluate":
+            tables = importlib.import_module(f"{package}.evaluation").evaluate
+            print("\n\n".join(tables(arguments.folder, arguments.count, not arguments.without_training)))
         else:
             write_checkpoint = importlib.import_module(f"{package}.weights").write_checkpoint
             print(write_checkpoint(arguments.output, arguments.untrained))

@@ -50,21 +50,27 @@ def _likeness(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.minimum(a, b).sum() / np.maximum(a, b).sum())
 
 
-def read_one(picture: np.ndarray) -> Reading:
-    """What one picture, uint8 [32, 32, 3], shows."""
+def _measured(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+    """RGB of the ground and of what stands before it, how much of it each pixel is [32, 32], and its outline."""
     pixels = picture.astype(np.float32)
     border = np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
     ground = np.median(border, axis=0)
-    background = _nearest(ground, BACKGROUNDS, 60)
     difference = np.linalg.norm(pixels - ground, axis=-1)
-    front = pixels[difference >= np.quantile(difference, 0.95)]
-    color_value = np.median(front, axis=0)
-    contrast = color_value - ground
+    color = np.median(pixels[difference >= np.quantile(difference, 0.95)], axis=0)
+    contrast = color - ground
     if np.linalg.norm(contrast) < LEAST_CONTRAST:
+        return ground, color, np.zeros((PIXELS, PIXELS), np.float32), None
+    mask = np.clip((pixels - ground) @ contrast / (contrast @ contrast), 0, 1)
+    return ground, color, mask, _outline(mask)
+
+
+def read_one(picture: np.ndarray) -> Reading:
+    """What one picture, uint8 [32, 32, 3], shows."""
+    ground, color_value, mask, found = _measured(picture)
+    background = _nearest(ground, BACKGROUNDS, 60)
+    if np.linalg.norm(color_value - ground) < LEAST_CONTRAST:
         return Reading(None, None, background, None)
     color = _nearest(color_value, COLORS, FARTHEST_COLOR)
-    mask = np.clip((pixels - ground) @ contrast / (contrast @ contrast), 0, 1)
-    found = _outline(mask)
     if found is None:
         return Reading(None, color, background, None)
     likeness = {shape: _likeness(found, drawn) for shape, drawn in _DRAWN.items()}
@@ -72,6 +78,22 @@ def read_one(picture: np.ndarray) -> Reading:
     height = int((mask.max(1) > 0.5).sum())
     size = min(SIZES, key=lambda name: abs(height - 1.85 * SIZES[name]))
     return Reading(shape if likeness[shape] >= LEAST_LIKENESS else None, color, background, size)
+
+
+def features(pictures: np.ndarray) -> np.ndarray:
+    """What is measured on each picture of uint8 [N, 32, 32, 3], float32 [N, 13], each number about 0 to 1.
+
+    RGB of the ground and of the shape, likeness to the four outlines, height, and where the middle is.
+    """
+    rows = []
+    for picture in pictures:
+        ground, color, mask, found = _measured(picture)
+        likeness = [0.0 if found is None else _likeness(found, drawn) for drawn in _DRAWN.values()]
+        total = max(float(mask.sum()), 1e-6)
+        middle = [float((mask.sum(axis) * np.arange(PIXELS)).sum()) / total for axis in (0, 1)]
+        height = int((mask.max(1) > 0.5).sum())
+        rows.append([*ground / 255, *color / 255, *likeness, height / PIXELS, *(place / PIXELS for place in middle)])
+    return np.asarray(rows, dtype=np.float32)
 
 
 def read(pictures: np.ndarray) -> list[Reading]:
