@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io, ui
 
-from .connected import check_model, check_numbers, check_seed
+from .connected import check_model, check_numbers, check_seed, no_numbers
 from .empty_prompt import without_empty
 from .guidance.conditioning import check_conditioning
 from .guidance.layouts import text_width
@@ -85,7 +85,8 @@ class NASAAlphaSweep(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, alpha_from=None, alpha_to=None, count=None) -> bool | str:
-        return refusal(alpha_from, alpha_to, count) or True
+        numbers = no_numbers(alpha_from=alpha_from, alpha_to=alpha_to, count=count)
+        return numbers or refusal(alpha_from, alpha_to, count) or True
 
     @classmethod
     def fingerprint_inputs(cls, **inputs) -> str:

@@ -25,6 +25,15 @@ def check_numbers(**inputs: object) -> None:
             raise ValueError(f"{name} is {as_written(value)}: give it a number.")
 
 
+def no_numbers(**inputs: object) -> str | None:
+    """`check_numbers` before the run, as a sentence: of the inputs that are there; None is what comes over a link."""
+    try:
+        check_numbers(**{name: value for name, value in inputs.items() if value is not None})
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def check_seed(seed: float) -> None:
     """Raise ValueError, one sentence, unless it is a whole number of 64 bits."""
     if not 0 <= seed < 1 << 64 or int(seed) != seed:

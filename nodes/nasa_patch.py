@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io, ui
 
-from .connected import check_model, check_numbers
+from .connected import check_model, check_numbers, no_numbers
 from .empty_prompt import without_empty
 from .guidance.blocks import ALL
 from .guidance.layouts import MODELS_IN_WORDS
@@ -137,11 +137,11 @@ class NASACrossAttentionPatch(io.ComfyNode):
         cls, alpha=None, start_percent=None, end_percent=None, norm_limit=None, rule=None
     ) -> bool | str:
         """Before the run, what needs no model; None is what comes over a link."""
-        given = {
+        numbers = {
             "alpha": alpha, "start_percent": start_percent, "end_percent": end_percent, "norm_limit": norm_limit,
-            "rule": rule,
         }  # fmt: skip
-        return refusal_of(**{name: value for name, value in given.items() if value is not None}) or True
+        given = {name: value for name, value in (numbers | {"rule": rule}).items() if value is not None}
+        return no_numbers(**numbers) or refusal_of(**given) or True
 
     @classmethod
     @printable_errors

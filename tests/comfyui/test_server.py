@@ -212,6 +212,7 @@ def test_unknown_preset_is_refused(server, graph):
         ({"count": 0}, "NASAAlphaSweep.*count is 0.*from 1 to 30"),
         ({"alpha_from": 0.5, "alpha_to": 0.5}, "NASAAlphaSweep.*both 0.5.*apart"),
         ({"alpha_to": float("nan")}, "NASAAlphaSweep.*alpha_to is nan.*from 0 to 10"),
+        ({"alpha_to": {"a": 1}}, "NASAAlphaSweep.*alpha_to is {'a': 1}: give it a number"),
     ],
 )
 def test_an_empty_sweep_is_refused_before_the_run(server, schemas, inputs, sentence):
@@ -229,6 +230,8 @@ def test_an_empty_sweep_is_refused_before_the_run(server, schemas, inputs, sente
         ({"start_percent": 0.8, "end_percent": 0.2}, "start_percent is 0.8 and end_percent 0.2.*not after the end"),
         ({"norm_limit": 0.5}, "norm_limit is 0.5.*from 1 on.*0 to switch it off"),
         ({"rule": "none"}, "There is no rule called none: choose auto, nasa, difference, vsf"),
+        ({"alpha": {"a": 1}}, "alpha is {'a': 1}: give it a number"),
+        ({"norm_limit": {"a": 1}}, "norm_limit is {'a': 1}: give it a number"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_before_the_run(server, graph, inputs, sentence):
