@@ -54,6 +54,19 @@ SHORT = {
     'python -m training sample runs/shapes --prompt "a red circle" --output grid.png': AS_IT_IS,
     "python -m training export runs/shapes --output my-model.safetensors": AS_IT_IS,
     "python -m training inspect my-model.safetensors": AS_IT_IS,
+    # docs/how-good-is-my-model.md; in small: test_evaluate_recipes.py and tests/shapes/test_evaluation.py
+    "pip install -e '.[training,evaluation]'": AS_IT_IS,
+    "python -m training evaluate --list": AS_IT_IS,
+    "python -m training evaluate table5 pgsb_sd15=runs/sd15 --only pgsb_sd15 --dry-run": AS_IT_IS,
+    "python -m training evaluate table5 pgsb_sd15=runs/sd15 --only pgsb_sd15": (
+        "python -m training evaluate table5 pgsb_sd15=runs/sd15 --only pgsb_sd15 --dry-run"
+    ),
+    "python -m training evaluate table5 pgsb_sd15=student.safetensors --only pgsb_sd15 --count 200": (
+        "python -m training evaluate table5 pgsb_sd15=student.safetensors --only pgsb_sd15 --count 200 --dry-run"
+    ),
+    "python -m training evaluate figure2_sd15 --watch runs/sd15": "python -m training evaluate figure2_sd15 --dry-run",
+    "make evaluate ARGS=--without-training": "make evaluate ARGS=--help",
+    "make evaluate": "make -n evaluate",
     # training/README.md
     "snoopi-train --help": AS_IT_IS,
     "python -m training": "python -m training --help",
