@@ -22,6 +22,7 @@ from .presets import all_presets
 PATH = Path(__file__).with_name("names.yaml")
 WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 XL = re.compile(r"XL(?=[A-Z]{2})")  # as in "XLDMD"
+TRAINED_FOR = re.compile(r"(?<![A-Za-z0-9])steps?(?=\d{3})", re.IGNORECASE)
 QUANTIZED = re.compile(r"[-_.]I?Q\d\w*$", re.IGNORECASE)
 _STEPS = re.compile(r"\|\d+\|step\|")
 ENDING = re.compile(r"\.(safetensors|sft|ckpt|pt|pth|bin|gguf)$", re.IGNORECASE)
@@ -45,8 +46,10 @@ def preset_by_name(name: str, backbone: str | None, is_lora: bool = False) -> Na
     """The row whose `files`, or for a whole model `words`, are in `name`, among those for `backbone`.
 
     Of two that are found, one that is part of the other counts for nothing; two in different places are a doubt. What
-    the file itself is called counts before the folder that it lies in.
+    the file itself is called counts before the folder that it lies in. A published base model is of no row.
     """
+    if not is_lora and is_published_base(name, backbone):
+        return Named()
     return next(
         (named for text in (_file(name), name) if (named := _in_text(text, backbone, is_lora)) != Named()), Named()
     )
@@ -165,8 +168,8 @@ def _file(name: str) -> str:
 
 
 def _words(name: str) -> list[str]:
-    """The words of a name in lower case; "8steps" and "8-step" are both 8, step."""
-    words = [word.lower() for word in WORD.findall(XL.sub("XL-", name))]
+    """The words of a name in lower case; "8steps" and "8-step" are both 8, step; "step600" is no number of steps."""
+    words = [word.lower() for word in WORD.findall(XL.sub("XL-", TRAINED_FOR.sub("-", name)))]
     return ["step" if word in ("steps", "stp") else word for word in words]
 
 

@@ -39,6 +39,14 @@ def test_no_name_is_taken_for_another_model(sampling, family):
     assert not wrong
 
 
+def test_a_published_base_model_is_never_taken_for_what_was_made_of_it(sampling):
+    """Though the names of some few-step models begin with those of their bases."""
+    bases = [(family, pattern.replace("*", "-x-")) for family, patterns in sampling.names._data()["undistilled"].items()
+             for pattern in patterns]  # fmt: skip
+    found = {(family, name): answer(sampling, family, f"{name}.safetensors", "model") for family, name in bases}
+    assert found and set(found.values()) == {"undistilled"}, found
+
+
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_auto_takes_the_preset_that_a_template_names(sampling, path):
     """By the files it loads, of which a model of two stages has several."""
