@@ -225,7 +225,7 @@ def test_an_empty_sweep_is_refused_before_the_run(server, schemas, inputs, sente
     ("inputs", "sentence"),
     [
         ({"alpha": 11}, "alpha is 11.*from 0 to 10"),
-        ({"alpha": -1}, "alpha is -1.*from 0 to 10"),
+        ({"alpha": -0.5}, "alpha is -0.5.*from 0 to 10"),
         ({"alpha": float("nan")}, "alpha is nan.*from 0 to 10"),
         ({"start_percent": 0.8, "end_percent": 0.2}, "start_percent is 0.8 and end_percent 0.2.*not after the end"),
         ({"norm_limit": 0.5}, "norm_limit is 0.5.*from 1 on.*0 to switch it off"),
