@@ -68,6 +68,16 @@ def settings(teacher, tmp_path) -> dict:
     }
 
 
+@pytest.fixture(scope="module")
+def warm_comfyui(tmp_path_factory):
+    """warm_comfyui(checkout): an interpreter for COMFYUI_PYTHON that has that ComfyUI imported already."""
+    from warm_comfyui import WarmComfyui
+
+    warm = WarmComfyui(tmp_path_factory.mktemp("warm"))
+    yield warm.interpreter
+    warm.stop()
+
+
 @pytest.fixture(autouse=True)
 def logging_as_before():
     """The command line silences the libraries; here it runs in the tests' own process."""
