@@ -29,8 +29,7 @@ test: environment ## run every test, those too that start a real ComfyUI and a r
 test-fast: environment ## run the tests that need no ComfyUI, no process of their own and no network: under a minute
 test-fast: tiers := --tiers plain,torch
 test test-fast:
-	@$(in_environment) OMP_NUM_THREADS=1 $(python) -P -m pytest -c tests/pytest.ini \
-		tests $(tiers) $(ARGS)
+	@$(in_environment) $(python) -P -m pytest -c tests/pytest.ini tests $(tiers) $(ARGS)
 
 bench: environment ## costs as ratios: NASA at full size, the one-step node, a training step (20 minutes on 2 cores)
 	@$(in_environment) PYTHONPATH=tests KINETO_LOG_LEVEL=99 $(python) -P -m benchmarks.nasa $(ARGS)

@@ -43,9 +43,10 @@ def pytest_ignore_collect(collection_path, config):
     return None if found & chosen else True
 
 
-def pytest_collection_modifyitems(items):
-    place = {HERE / path: number for number, path in enumerate(LONGEST)}
-    items.sort(key=lambda item: place.get(item.path, len(place)))
+def pytest_collection_modifyitems(config, items):
+    if hasattr(config, "workerinput"):  # one of several processes
+        place = {HERE / path: number for number, path in enumerate(LONGEST)}
+        items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
 @pytest.fixture(scope="session")

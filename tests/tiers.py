@@ -25,6 +25,8 @@ TIER_OF = {
     "nodes/": "comfyui",
     "portraits/": "torch",
     "shapes/": "torch",
+    "shapes/test_evaluation.py": "training",
+    "shapes/test_weights.py": "training",
     "test_tiers.py": "plain",
     "training/": "torch",
     "training/test_atomic.py": "plain",
