@@ -1,5 +1,6 @@
 """Every test file has a tier, and needs no more than that tier has."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -23,6 +24,7 @@ class Without:
 sys.meta_path.insert(0, Without())
 """
 COMFYUI = ["comfy", "comfy_extras", "comfy_api", "folder_paths", "nodes", "playwright"]
+STARTS_COMFYUI = ["serve", "server", "pack", "page"]
 TORCH = ["torch", "diffusers", "transformers", "accelerate", "peft"]
 
 
@@ -33,21 +35,27 @@ def test_every_file_has_a_tier_and_the_tables_name_what_is_there():
     assert {tier_of(path) for path in FILES} == set(TIERS)
 
 
-@pytest.mark.parametrize(
-    ("tiers", "without", "options"),
-    [("plain", TORCH + COMFYUI, []), ("torch,training", COMFYUI, ["--collect-only"])],
-    ids=["plain", "torch"],
-)
-def test_a_tier_needs_no_more_than_it_says(tmp_path, tiers, without, options):
-    """The plain one is run; of the others it is known that their files import no ComfyUI."""
-    (tmp_path / "sitecustomize.py").write_text(WITHOUT.format(modules=without))
+def test_plain_files_pass_where_neither_torch_nor_comfyui_can_be_imported(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT.format(modules=TORCH + COMFYUI))
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "COMFYUI"))}
-    command = ["-m", "pytest", "-c", "tests/pytest.ini", "tests", "-q", "--tiers", tiers, *options]
-    this = ["--ignore", "tests/test_tiers.py", "-p", "no:cacheprovider"]
+    options = ["-q", "--tiers", "plain", "--ignore", "tests/test_tiers.py", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-P", "-m", "pytest", "-c", "tests/pytest.ini", "tests", *options]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    environment = kept | {"PYTHONPATH": str(tmp_path)}
-    ran = subprocess.run([sys.executable, "-P", *command, *this], cwd=TESTS.parent, env=environment, **streams)
+    ran = subprocess.run(command, cwd=TESTS.parent, env=kept | {"PYTHONPATH": str(tmp_path)}, **streams)
     assert ran.returncode == 0, ran.stdout[-3000:]
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if tier_of(path) in ("torch", "training")])
+def test_the_trainers_files_ask_for_no_comfyui(path):
+    asked = set()
+    for node in ast.walk(ast.parse((TESTS / path).read_text())):
+        if isinstance(node, ast.Import):
+            asked |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            asked |= {node.module.partition(".")[0], *(alias.name for alias in node.names)}
+        elif isinstance(node, ast.arg):
+            asked.add(node.arg)  # a fixture
+    assert asked.isdisjoint([*COMFYUI, *STARTS_COMFYUI])
 
 
 def test_an_unknown_tier_is_one_sentence():
