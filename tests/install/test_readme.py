@@ -36,9 +36,7 @@ AS_IT_IS = None
 SHORT = {
     # README.md, docs/
     "make demo": "make demo ARGS=--help",  # in small: tests/demo
-    "make test": (
-        "make test ARGS='-q -k wrong_settings --ignore=tests/nodes --ignore=tests/training --ignore-glob=*/test_[!p]*'"
-    ),
+    "make test": "make test ARGS='-q -k wrong_settings --tiers install'",
     "make bench": "make -n bench | grep benchmarks | sed 's/$/ --help/' | bash -e",  # in small: tests/benchmarks
     "make demo COMFYUI_PATH=DIR PYTHON=FILE": 'make -n demo COMFYUI_PATH="$COMFYUI" PYTHON="$INTERPRETER"',
     "make help": AS_IT_IS,
