@@ -8,6 +8,7 @@ from .guidance.blocks import ALL
 from .guidance.layouts import MODELS_IN_WORDS
 from .guidance.payload import AUTO, patch, refusal_of
 from .guidance.rules import LARGEST_ALPHA, RULES
+from .padding import without_padding
 from .preset_choice import HIDDEN
 from .quoting import printable_errors, show
 from .sampling.detect import alpha_of
@@ -135,6 +136,27 @@ class NASACrossAttentionPatch(io.ComfyNode):
                         ),
                     )
                 ),
+                advanced(
+                    io.Boolean.Input(
+                        "padding",
+                        default=True,
+                        label_on="kept",
+                        label_off="left out",
+                        optional=True,
+                        tooltip=(
+                            "Text encoders fill a short prompt up with empty tokens. Kept, the negative is read as any "
+                            "prompt; left out, by its words alone, which is less work in Flux."
+                        ),
+                    )
+                ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip=(
+                        "What the CLIP Text Encode of the negative prompt has as clip; only padding that is left out "
+                        "needs it, and not with every text encoder."
+                    ),
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model, steered away from the negative prompt.")
@@ -169,6 +191,8 @@ class NASACrossAttentionPatch(io.ComfyNode):
         name="",
         rule=AUTO,
         adaptive=False,
+        padding=True,
+        clip=None,
     ) -> io.NodeOutput:
         check_model(model)
         check_numbers(alpha=alpha, start_percent=start_percent, end_percent=end_percent, norm_limit=norm_limit)
@@ -176,6 +200,8 @@ class NASACrossAttentionPatch(io.ComfyNode):
         if alpha == SUITING:
             alpha = alpha_of(model)
             remark = remark or f"Negative strength {alpha:g}, which suits the model."
+        if not padding and acting:
+            acting = without_padding(cls, model, acting, clip)
         patched = patch(
             model, negative, alpha, start_percent, end_percent, blocks, norm_limit, name,
             acting=acting, rule=rule, adaptive=adaptive,

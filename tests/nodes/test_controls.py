@@ -126,10 +126,10 @@ def test_a_new_node_takes_the_strength_that_suits_the_model_and_says_it(pack, mo
 
 
 def test_the_node_passes_its_rule_on(pack, model, text, sample):
-    """`rule` and `adaptive` come last and may be missing: graphs saved before there were any run as they did."""
+    """`rule` and what follows may be missing: graphs saved before there were any run as they did."""
     node = pack.nasa_patch.NASACrossAttentionPatch
     inputs = [input.id for input in node.define_schema().inputs]
-    assert inputs[-2:] == ["rule", "adaptive"] and inputs[:3] == ["model", "negative", "alpha"]
+    assert inputs[-4:] == ["rule", "adaptive", "padding", "clip"] and inputs[:3] == ["model", "negative", "alpha"]
     before = node.execute(model, text(2), 0.5, 0.0, 1.0).args[0]
     by_default = node.execute(model, text(2), 0.5, 0.0, 1.0, rule="auto", adaptive=False).args[0]
     adaptive = node.execute(model, text(2), 0.5, 0.0, 1.0, rule="nasa", adaptive=True).args[0]

@@ -236,7 +236,7 @@ AUTHORS = {
     "pg-sb-sd15": eps(999, hard_coded=0.0047),
     "pg-sb-sd21": eps(999, hard_coded=0.0047),
     "pg-sb-pixart": eps(999, ACP_PIXART),
-    "pg-sb-sd3": flow_from(720),
+    "pg-sb-sd3": flow_from(885),
     "pixart": eps(999, ACP_PIXART),
     "swiftbrush": eps(999, hard_coded=0.0047),
     "swiftbrush-v2": eps(999),

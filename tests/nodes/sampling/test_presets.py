@@ -167,3 +167,12 @@ def test_page_lists_every_preset_by_family(sampling):
     lines = [line.rpartition("| ")[0] for line in written.splitlines()]
     assert lines == [line.rpartition("| ")[0] for line in by_family(ROWS, []).splitlines()]
     assert all(f"| `{name}` |" in written for name in ROWS)
+
+
+@pytest.mark.parametrize("name, recipe", [("snoopi-shapes", "shapes"), ("snoopi-portraits", "portraits"),
+                                          ("pg-sb-sd15", "sd15"), ("pg-sb-sd3", "sd35-medium")])  # fmt: skip
+def test_a_student_of_a_shipped_recipe_starts_where_it_was_trained(name, recipe):
+    trained = yaml.safe_load((PACK / "training" / "configs" / f"{recipe}.yaml").read_text(encoding="utf-8"))
+    assert ROWS[name]["timesteps"] == [trained["start"]["timestep"]]
+    if "latent_size" in trained:
+        assert ROWS[name]["resolution"] == 8 * trained["latent_size"][0]
