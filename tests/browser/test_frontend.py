@@ -13,6 +13,7 @@ from comfyui import workflow
 from comfyui.serve import PACK
 
 WORKFLOWS = sorted((PACK / "workflows").glob("*.json"))
+SAVED = sorted((PACK / "tests" / "comfyui" / "saved").glob("*.json"))
 DEMO_MODEL = "snoopi-shapes.safetensors"
 PUBLISHED = "sd_turbo.safetensors"  # of the teaching graphs; the tests put the demo model in its place
 LOADERS = {"CheckpointLoaderSimple", "UNETLoader", "CLIPLoader", "DualCLIPLoader", "TripleCLIPLoader", "VAELoader",
@@ -164,6 +165,14 @@ def test_workflow(page: Page, server, schemas, path):
     assert page.evaluate(BEHIND) == []
     FOLDER.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=FOLDER / f"{path.stem}.png")
+
+
+@pytest.mark.parametrize("path", SAVED, ids=lambda path: path.stem)
+def test_a_graph_of_an_older_version_opens_without_an_error_and_is_what_we_send(page: Page, schemas, path):
+    """tests/comfyui/test_saved_graphs.py says what it means, and runs it."""
+    nodes = page.evaluate(LOAD, [json.loads(path.read_text()), path.stem])
+    assert not [node for node in nodes if node["errors"]]
+    assert page.evaluate("async () => (await app.graphToPrompt()).output") == workflow.load(path, schemas)
 
 
 def test_what_a_node_raises_stands_on_it(fresh: Page, server):
