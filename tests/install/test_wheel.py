@@ -3,17 +3,21 @@
 import ast
 import email
 import json
+import re
 import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib.metadata import version
 
 import pytest
 from fresh import clean, install, make_environment, tracked
+from packaging.specifiers import SpecifierSet
 
 from comfyui.serve import COMFYUI, PACK
 
 OWN = ("training", "snoopi_training", "nodes")
+FRONTENDS = ">=1.32.9,<2.0.0"  # from that of ComfyUI 0.3.75 on
 LEFT_OUT = ("training/README.md", "training/distillation.png", "training/shapes/weights/")
 MEGABYTE = 2**20
 
@@ -73,11 +77,13 @@ def test_the_wheel_is_small_and_has_no_weights(wheel, names):
     assert not [name for name in names if name.endswith((".safetensors", ".png"))]
 
 
-def test_the_wheel_asks_for_nothing_but_in_its_extra_and_claims_no_address(wheel, names):
+def test_the_wheel_asks_for_nothing_but_the_frontend_and_in_its_extra_and_claims_no_address(wheel, names):
     (path,) = (name for name in names if name.endswith("/METADATA"))
     described = email.message_from_bytes(zipfile.ZipFile(wheel).read(path))
     required = described.get_all("Requires-Dist")
-    assert all("extra ==" in line for line in required) and any(line.startswith("torch") for line in required)
+    always = [line for line in required if "extra ==" not in line]  # the registry reads it, see below
+    assert [re.match(r"[\w-]+", line)[0] for line in always] == ["comfyui-frontend-package"]
+    assert any(line.startswith("torch") for line in required)
     assert described.get_all("Project-URL") is None and described["Home-page"] is None
 
 
@@ -119,17 +125,20 @@ def test_every_import_of_the_trainer_is_relative():
 
 
 def test_comfyui_and_its_registry_read_pyproject():
-    """By ComfyUI's own reader, which is also that of the registry's command."""
+    """By ComfyUI's own reader, as by the registry's command; the frontend of the tests is in the range."""
     code = (
         "from comfy_config.config_parser import extract_node_configuration as read; import sys, json\n"
         "found = read(sys.argv[1]); project, comfy = found.project, found.tool_comfy\n"
         "print(json.dumps([project.name, project.version, project.dependencies, project.license.file,"
-        " project.urls.repository, comfy.publisher_id, comfy.display_name]))"
+        " project.urls.repository, comfy.publisher_id, comfy.display_name, project.supported_comfyui_version,"
+        " project.supported_comfyui_frontend_version]))"
     )
     command = [sys.executable, "-c", code, str(PACK)]
     read = subprocess.run(command, cwd=COMFYUI, capture_output=True, text=True)
     assert read.returncode == 0, read.stderr
     wanted = tomllib.loads((PACK / "pyproject.toml").read_text())
     project, comfy = wanted["project"], wanted["tool"]["comfy"]
-    told = [project["name"], project["version"], [], "LICENSE", "", comfy["PublisherId"], comfy["DisplayName"]]
+    told = [project["name"], project["version"], [f"comfyui-frontend-package{FRONTENDS}"], "LICENSE", "",
+            comfy["PublisherId"], comfy["DisplayName"], ">=0.3.75", FRONTENDS]  # fmt: skip
     assert json.loads(read.stdout.splitlines()[-1]) == told
+    assert version("comfyui_frontend_package") in SpecifierSet(FRONTENDS)
