@@ -299,11 +299,12 @@ def test_without_comfyui_it_says_so(teacher, tmp_path, monkeypatch):
     monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
     lines = []
     export(make_run(tmp_path / "run", teacher), tmp_path / "student.safetensors", tell=lines.append)
-    assert lines[-1] == "Not read back by ComfyUI: COMFYUI_PATH names no checkout."
+    assert lines[-2] == "Not read back by ComfyUI: COMFYUI_PATH names no checkout."
+    assert lines[-1] == f"Its model card: {tmp_path / 'README.md'}"
     (tmp_path / "comfy").mkdir()
     (tmp_path / "comfy" / "sd.py").touch()
     export(tmp_path / "run", tmp_path / "student.safetensors", tell=lines.append)
-    assert lines[-1].startswith("Not read back by ComfyUI: ComfyUI at ") and "did not load the file" in lines[-1]
+    assert lines[-2].startswith("Not read back by ComfyUI: ComfyUI at ") and "did not load the file" in lines[-2]
 
 
 def test_a_run_whose_teacher_was_changed_is_refused(teacher, tmp_path):

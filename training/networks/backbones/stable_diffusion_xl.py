@@ -68,13 +68,13 @@ class StableDiffusionXL(StableDiffusion):
         if config.get("addition_embed_type") != "text_time":
             raise UserError(f"The teacher {quoted(source)} {IS_NO_SDXL}")
         told, each = config.get("projection_class_embeddings_input_dim"), config.get("addition_time_embed_dim")
+        if is_refiner(told, each, config.get("cross_attention_dim")):
+            raise UserError(f"The teacher {quoted(source)} {IS_REFINER}")
         if not isinstance(told, int) or not isinstance(each, int) or told <= NUMBERS * each:
             raise UserError(
                 f"The UNet of the teacher {quoted(source)} has addition_time_embed_dim {quoted_value(each)} and "
                 f"projection_class_embeddings_input_dim {quoted_value(told)}; copy its config.json again."
             )
-        if is_refiner(told, each, config.get("cross_attention_dim")):
-            raise UserError(f"The teacher {quoted(source)} {IS_REFINER}")
 
     def load_schedule(self, config: dict[str, Any]) -> tuple[Tensor, Tensor]:
         if is_single_file(self.source):
