@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError, PydanticUndefined
 from ..errors import UserError, quoted, quoted_value
 
 REQUIRED = PydanticUndefined
+TOGETHER = "together"  # a fault of several settings; its message is the sentence, without place and full stop
 
 
 class Block(BaseModel):
@@ -102,6 +103,8 @@ def _sentence(schema: type[Block], content: Any, error: Any, where: Callable[[st
         content = content.get(part, REQUIRED) if isinstance(content, dict) else content
     key = prefix + ".".join(quoted(part) for part in keys)
     place = where(".".join(keys))
+    if error["type"] == TOGETHER:
+        return f"{place}: {error['msg']}."
     if field is None:
         near = difflib.get_close_matches(quoted(keys[-1]), known.model_fields, n=1)
         hint = f"did you mean `{near[0]}`?" if near else f"known are: {', '.join(known.model_fields)}."
@@ -147,7 +150,8 @@ def _allowed(kind: Any, metadata: Any) -> str:
         kinds, limits = _number(parts[0], "")
         return f"a list of {len(parts)} {kinds}s{limits}"
     if origin is list:
-        return "a list of words, at least one"
+        kinds, limits = ("word", "") if parts[0] == Name else _number(parts[0], "")
+        return f"a list of {kinds}s{limits}, at least one"
     if kind is bool:
         return "true or false"
     if kind is str:
