@@ -1,6 +1,6 @@
 # Everything is installed into build/ and runs from there. `make help` lists the commands.
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench fuzz soak presets presets-check screenshots lint demo-model evaluate environment clean
+.PHONY: help demo test test-fast bench fuzz soak presets presets-check screenshots lint demo-model evaluate environment clean
 
 # An environment of its own for every ComfyUI and interpreter, so that switching costs nothing.
 chosen := $(strip $(COMFYUI_PATH) $(PYTHON))
@@ -25,8 +25,11 @@ demo: environment ## steer the demo model with negative prompts on a real ComfyU
 	@$(in_environment) PYTHONPATH=tests:. $(python) -m demo $(ARGS)
 
 # -P: the pack's folder, which holds a nodes/, stays off sys.path.
-test: environment ## run every test, among them those that start a real ComfyUI and a real browser
-	@$(in_environment) $(python) -P -m pytest -c tests/pytest.ini tests $(ARGS)
+test: environment ## run every test, those too that start a real ComfyUI and a real browser
+test-fast: environment ## run the tests that need no ComfyUI, no process of their own and no network: under a minute
+test-fast: tiers := --tiers plain,torch
+test test-fast:
+	@$(in_environment) $(python) -P -m pytest -c tests/pytest.ini tests $(tiers) $(ARGS)
 
 bench: environment ## costs as ratios: NASA at full size, the one-step node, a training step (20 minutes on 2 cores)
 	@$(in_environment) PYTHONPATH=tests KINETO_LOG_LEVEL=99 $(python) -P -m benchmarks.nasa $(ARGS)

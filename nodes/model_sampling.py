@@ -51,6 +51,8 @@ class SNOOPIModelSampling(io.ComfyNode):
         count = "1 step" if len(taken.timesteps) == 1 else f"{len(taken.timesteps)} steps"
         sampler = model.get_model_object("model_sampling").sampler
         told = f"{choice.said} Set the KSampler to {count}, CFG {taken.cfg:g}, {sampler}, simple."
+        if taken.gamma:
+            told += " It leaves out the new noise between the steps: only the SNOOPI One-Step Sampler adds it."
         if taken.stage:
             first, end = taken.stage
             told += f" It must be a KSampler (Advanced) that starts at step {first} and ends at step {end}"

@@ -8,8 +8,10 @@ from .guidance.blocks import ALL
 from .guidance.layouts import MODELS_IN_WORDS
 from .guidance.payload import AUTO, patch, refusal_of
 from .guidance.rules import LARGEST_ALPHA, RULES
+from .padding import without_padding
 from .preset_choice import HIDDEN
 from .quoting import printable_errors, show
+from .sampling.detect import alpha_of
 from .schema import advanced, schema
 
 ALPHA_TOOLTIP = (
@@ -22,6 +24,8 @@ NEGATIVE_TOOLTIP = (
     "What should not be in the picture: a CLIP Text Encode. Weights such as (red:1.5) count; an empty box switches "
     "NASA off."
 )
+#: The alpha of a new node: a number, since ComfyUI 0.3.75 has no input that takes a word or a number.
+SUITING = -1.0
 #: What people type who look for what these nodes do.
 SEARCHED = (
     "negative prompt", "guidance", "distilled", "schnell", "cfg 1", "no cfg", "few step", "4 step", "sdxl turbo",
@@ -48,7 +52,14 @@ class NASACrossAttentionPatch(io.ComfyNode):
                     tooltip=f"{MODELS_IN_WORDS}, and what is distilled from them. It is not changed itself.",
                 ),
                 io.Conditioning.Input("negative", tooltip=NEGATIVE_TOOLTIP),
-                io.Float.Input("alpha", default=0.5, min=0.0, max=LARGEST_ALPHA, step=0.01, tooltip=ALPHA_TOOLTIP),
+                io.Float.Input(
+                    "alpha",
+                    default=SUITING,
+                    min=SUITING,
+                    max=LARGEST_ALPHA,
+                    step=0.01,
+                    tooltip=f"{ALPHA_TOOLTIP} -1 takes what suits the model.",
+                ),
                 io.Float.Input(
                     "start_percent",
                     default=0.0,
@@ -125,6 +136,27 @@ class NASACrossAttentionPatch(io.ComfyNode):
                         ),
                     )
                 ),
+                advanced(
+                    io.Boolean.Input(
+                        "padding",
+                        default=True,
+                        label_on="kept",
+                        label_off="left out",
+                        optional=True,
+                        tooltip=(
+                            "Text encoders fill a short prompt up with empty tokens. Kept, the negative is read as any "
+                            "prompt; left out, by its words alone, which is less work in Flux."
+                        ),
+                    )
+                ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip=(
+                        "What the CLIP Text Encode of the negative prompt has as clip; only padding that is left out "
+                        "needs it, and not with every text encoder."
+                    ),
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model, steered away from the negative prompt.")
@@ -141,6 +173,8 @@ class NASACrossAttentionPatch(io.ComfyNode):
             "alpha": alpha, "start_percent": start_percent, "end_percent": end_percent, "norm_limit": norm_limit,
         }  # fmt: skip
         given = {name: value for name, value in (numbers | {"rule": rule}).items() if value is not None}
+        if alpha == SUITING:
+            del given["alpha"]
         return no_numbers(**numbers) or refusal_of(**given) or True
 
     @classmethod
@@ -157,10 +191,17 @@ class NASACrossAttentionPatch(io.ComfyNode):
         name="",
         rule=AUTO,
         adaptive=False,
+        padding=True,
+        clip=None,
     ) -> io.NodeOutput:
         check_model(model)
         check_numbers(alpha=alpha, start_percent=start_percent, end_percent=end_percent, norm_limit=norm_limit)
         acting, remark = without_empty(cls, negative)
+        if alpha == SUITING:
+            alpha = alpha_of(model)
+            remark = remark or f"Negative strength {alpha:g}, which suits the model."
+        if not padding and acting:
+            acting = without_padding(cls, model, acting, clip)
         patched = patch(
             model, negative, alpha, start_percent, end_percent, blocks, norm_limit, name,
             acting=acting, rule=rule, adaptive=adaptive,

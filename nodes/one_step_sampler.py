@@ -10,7 +10,7 @@ from .guidance.kept import kept_for_clones
 from .guidance.layouts import text_width
 from .guidance.payload import AUTO, patch
 from .guidance.rules import LARGEST_ALPHA
-from .nasa_patch import ALPHA_TOOLTIP, NEGATIVE_TOOLTIP, SEARCHED
+from .nasa_patch import ALPHA_TOOLTIP, NEGATIVE_TOOLTIP, SEARCHED, SUITING
 from .preset_choice import HIDDEN, preset_for, preset_input, steps_input, tables_now
 from .quoting import printable_errors, show
 from .sampling.detect import alpha_of
@@ -59,8 +59,8 @@ class SNOOPIOneStepSampler(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "alpha",
-                    default=-1.0,
-                    min=-1.0,
+                    default=SUITING,
+                    min=SUITING,
                     max=LARGEST_ALPHA,
                     step=0.01,
                     optional=True,
@@ -107,7 +107,7 @@ class SNOOPIOneStepSampler(io.ComfyNode):
         told = choice.said
         if negative is not None:
             acting, remark = without_empty(cls, negative)
-            alpha = alpha_of(choice.preset, model) if alpha < 0 else alpha
+            alpha = alpha_of(model, choice.preset) if alpha < 0 else alpha
             kept = kept_for_clones(model, negative)
             sampled = patch(sampled, negative, alpha, kept=kept, acting=acting, rule=AUTO)
             told += f" {remark}" if remark else ""

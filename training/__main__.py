@@ -11,10 +11,10 @@ import sys
 from typing import NoReturn
 
 from . import COMMAND
-from .commands import distill, encode, evaluate, export, inspect, sample, settings
+from .commands import distill, encode, evaluate, export, inspect, merge, sample, settings
 from .errors import UserError, quoted
 
-COMMANDS = (distill, encode, sample, export, evaluate, inspect, settings)
+COMMANDS = (distill, encode, sample, export, merge, evaluate, inspect, settings)
 DESCRIPTION = "Distils a many-step text-to-image model into a one-step one, from prompts alone (PG-SB, SNOOPI)."
 EPILOG = f"""commands in order:
   {COMMAND} distill training/configs/sd15.yaml --dry-run     what it would take: memory, hours
@@ -22,6 +22,7 @@ EPILOG = f"""commands in order:
   {COMMAND} distill training/configs/sd15.yaml     train a one-step student (Ctrl-C saves; --resume goes on)
   {COMMAND} sample runs/sd15 --prompt "A pet" --output pets.png
   {COMMAND} export runs/sd15 --output student.safetensors     a file that ComfyUI and diffusers load
+  {COMMAND} merge a.safetensors b.safetensors --weights .5 .5 --output mean.safetensors     the mean of two students
   {COMMAND} evaluate --list     the tables of the paper: draw, score, compare
   {COMMAND} inspect student.safetensors     what a file is
   {COMMAND} settings     all that a config can say; --set lora.rank=32 changes one of them for a run

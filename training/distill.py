@@ -40,10 +40,13 @@ from .prompts.repeats import LISTS, NEGATIVE_LISTS, few_prompts
 from .recipe.config import Config, flat
 from .recipe.savings import remedies
 from .run import checkpoint as checkpoints
+from .run.checkpoint import Checkpoint
 from .run.folder import find_saved, write_config
 from .run.machine import (
     any_process,
     check_memory,
+    check_one_folder,
+    main_first,
     make_accelerator,
     mean_figures,
     memory_gib,
@@ -51,7 +54,7 @@ from .run.machine import (
     precision_of,
     shares,
 )
-from .run.made_of import check_made_of, made_of, write_made_of
+from .run.made_of import check_made_of, made_of, text_of, write_made_of
 from .run.preview import Preview, preview_noises
 from .run.progress import Metrics, ScoreGaps, summary
 from .run.trained import Trained
@@ -71,6 +74,7 @@ def distill(config: Config, resume: bool = False, stop: Callable[[], bool] = lam
     accelerator, sharded = make_accelerator(*settings, folder, config.student.shard)
     with ExitStack() as held:
         on_main(accelerator, lambda: held.enter_context(claimed(folder)))
+        check_one_folder(accelerator, folder)
         run = open_run(config, resume, stop, accelerator, sharded)
         watch = Watch(run)
         if run.first == 0:
@@ -106,6 +110,7 @@ def train(run: Run, watch: "Watch", stop: Callable[[], bool]) -> None:
     for step in watch.bar:
         phase = run.phase(step)
         trained.begin(phase)
+        trained.set_rates(step)
         here = phase.open(step)
         for change in phase.updates:
             optimizer = trained.optimizers[change.role]
@@ -181,6 +186,7 @@ class Watch:
         x0 = torch.cat([step.x0[rows.start] for rows in run.parts])
         figures |= {"x0_mean": x0.mean(), "x0_std": x0.std(), "memory_gib": memory_gib(run.backbone.device)}
         means = mean_figures(run.accelerator, figures) | run.gaps.figures(run.accelerator) | {"bad_steps": bad_steps}
+        means |= {f"{change.role}_learning_rate": run.trained.rate(change.role) for change in phase.updates}
         known = {} if self.preview.diversity is None else {"diversity": self.preview.diversity}
         self.metrics.write(done, phase.name, means | (known if drawing else {}))
         self.bar.set_description(phase.name)
@@ -191,7 +197,7 @@ class Watch:
 def open_run(config: Config, resume: bool, stop: Callable[[], bool], accelerator: Accelerator, sharded: bool) -> Run:
     """A new run, or one that goes on, in a folder that is this process's own. Raises UserError."""
     folder = Path(config.output)
-    saved = find_saved(folder, config, resume)
+    saved = open_saved(accelerator, folder, config, resume)
     torch.manual_seed(config.seed)  # the adapters' first weights; nothing else draws from the global generator
     device, bf16 = accelerator.device, precision_of(config.mixed_precision, config.device) == "bf16"
     parts = shares(config.batch_size, config.micro_batch, accelerator)
@@ -201,11 +207,13 @@ def open_run(config: Config, resume: bool, stop: Callable[[], bool], accelerator
     shape = backbone.latent_shape(config.latent_size)
     backbone.check_start(config.start.timestep, config.start.noise)
     backbone.check_timesteps(latest_timesteps(config, last=len(backbone.alphas) - 1))
-    embeddings = embeddings_of(config, backbone, prompts, stop)
     clip = ClipEmbeddings(config.clip, backbone) if config.clip else None
     origin = student_origin(backbone, config.student)
-    contents = made_of(backbone, prompts, negatives, clip, origin if config.student.start_from else None)
+    other, encodes = origin if config.student.start_from else None, not config.encoded_prompts
+    contents = on_main(accelerator, made_of, backbone, prompts, negatives, clip, other, encodes)
     on_main(accelerator, check_made_of, folder, contents)
+    encoded = (config, backbone, prompts, text_of(contents), stop)
+    embeddings = main_first(accelerator, lambda: embeddings_of(*encoded))
 
     student = make_student(origin, config.student, bf16, nasa=config.nasa is not None)
     if bf16:
@@ -223,15 +231,15 @@ def open_run(config: Config, resume: bool, stop: Callable[[], bool], accelerator
     of_student = accelerator.prepare_model(student, device_placement=False, evaluation_mode=sharded)  # else: DDP
     teachers.trained = accelerator.prepare(teachers.network)
     averaging = sharded or accelerator.is_main_process  # where all hold the same weights, the first process alone
-    trained = Trained(student, teachers, config.student, config.lora, config.optimizer, averaging)
+    of_run = (config.student, config.lora, config.optimizer, config.trained_in)
+    trained = Trained(student, teachers, *of_run, averaging)
     weights = trained.weights["student"] + trained.weights["lora"]
     check_memory(config.optimizer, device, weights, remedies(config))
 
     first, pairs = saved.state["step"] if saved else 0, None
     if first < config.warm_steps:
         made = (config.warm_start, config.seed, backbone, teachers.frozen, embeddings, shape, contents, stop)
-        on_main(accelerator, make_pairs, folder / "warm_start", *made)
-        pairs = make_pairs(folder / "warm_start", *made)
+        pairs = main_first(accelerator, lambda: make_pairs(folder / "warm_start", *made))
     one_step = OneStep(student, of_student, backbone, config.start, accelerator.autocast, sharded)
     gaps = ScoreGaps(len(backbone.alphas), device)
     networks = (config, backbone, shape, teachers, one_step)
@@ -242,6 +250,20 @@ def open_run(config: Config, resume: bool, stop: Callable[[], bool], accelerator
     on_main(accelerator, write_config, folder, config)
     on_main(accelerator, write_made_of, folder, contents)
     return run
+
+
+def open_saved(accelerator: Accelerator, folder: Path, config: Config, resume: bool) -> Checkpoint | None:
+    """What to go on from, in all processes; the first alone tells of it, and compares hashes. Raises UserError."""
+    found: list[Checkpoint | None] = [None]
+
+    def find() -> int | None:
+        found[0] = find_saved(folder, config, resume)
+        return found[0] and found[0].state["step"]
+
+    step = on_main(accelerator, find)
+    if step is None or accelerator.is_main_process:
+        return found[0]
+    return checkpoints.load(checkpoints.folder_of(folder, step), checked=True)
 
 
 def read_lists(config: Config, accelerator: Accelerator) -> tuple[list[str], list[str]]:
@@ -260,11 +282,13 @@ def read_lists(config: Config, accelerator: Accelerator) -> tuple[list[str], lis
 
 
 def embeddings_of(
-    config: Config, backbone: LatentDiffusion, prompts: list[str], stop: Callable[[], bool]
+    config: Config, backbone: LatentDiffusion, prompts: list[str], made_of: str, stop: Callable[[], bool]
 ) -> PromptEmbeddings | EncodedPrompts:
-    """The prompts encoded: from a folder where the config names one, else in memory or on the fly. Raises UserError."""
+    """The prompts encoded: from a folder where the config names one, else in memory, kept in the run folder, or on the
+    fly. made_of: prompts and text encoder. Raises UserError."""
     if not config.encoded_prompts:
-        return PromptEmbeddings(backbone, prompts, config.text_cache_megabytes, config.null_prompt, stop)
+        settings = (config.text_cache_megabytes, config.null_prompt)
+        return PromptEmbeddings(backbone, prompts, *settings, stop, Path(config.output), made_of)
     extras = extra_texts(config.null_prompt, config.sample_prompts, config.nasa)
     return EncodedPrompts(config.encoded_prompts, config.backbone, extras, backbone, prompts)
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any
 
 import filelock
 import psutil
@@ -57,6 +58,28 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(before, ignore_errors=True)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """On the disk of `path`, gone afterwards."""
+    folder = temporary_path(path, ".folder")
+    with _told(folder):
+        folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def save_tensors(path: Path, tensors: dict[str, Any], metadata: dict[str, str] | None = None) -> None:
+    """A .safetensors file, inside `atomic_file`. Raises OSError (disk), as all that writes there does."""
+    import safetensors.torch  # with torch, for which nobody who only asks for --help should wait
+
+    try:
+        safetensors.torch.save_file(tensors, path, metadata)
+    except safetensors.SafetensorError as error:  # how it tells of a full disk
+        raise OSError(str(error)) from error
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from .conditioning import UNREADABLE, cannot_be_read, dense
 from .kept import SHARE, keys_values_within
 from .layouts import uncompiled
 from .negative import Negative
-from .regions import check_places, region
+from .regions import check_has_no_place, check_places, is_packed, region
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,8 @@ def prepare(negative: Negative, guider, noise, latent_image, denoise_mask, seed)
         ValueError: the model cannot read it, or an area or a mask does not fit the picture.
     """
     model = guider.inner_model
+    if is_packed(noise):
+        check_has_no_place("negative", negative.conditioning)
     conds = [_scheduled(cond, negative) for cond in comfy.sampler_helpers.convert_cond(negative.conditioning)]
     # Of the parts that a latent is packed of, as LTX 2's video and sound.
     shapes = {"latent_shapes": model.latent_shapes} if getattr(model, "latent_shapes", None) else {}

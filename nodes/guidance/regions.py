@@ -19,8 +19,8 @@ def region(cond: dict, noise: torch.Tensor) -> torch.Tensor | None:
         noise: [batch, channels, (frames,) height, width], or [batch, channels, time] of sound.
 
     Returns:
-        [batch, 1, ...] in the shape and dtype of the noise; [batch, 1, 1] where that is [batch, 1, numbers], a video
-        and its sound in one row, in which nothing has a place.
+        [batch, 1, ...] in the shape and dtype of the noise; [batch, 1, 1] where that is packed, as nothing has a place
+        there.
     """
     if "default" in cond or not cond.keys() & {"area", "mask", "strength"}:
         return None
@@ -35,8 +35,23 @@ def region(cond: dict, noise: torch.Tensor) -> torch.Tensor | None:
     if 0 in view.shape:
         raise IndexError("an area of no size")
     view.copy_(part.mult[:, :1])
-    packed = noise.ndim == 3 and noise.shape[1] == 1
-    return strength[..., :1] if packed else strength
+    return strength[..., :1] if is_packed(noise) else strength
+
+
+def is_packed(noise: torch.Tensor) -> bool:
+    """Whether it is [batch, 1, numbers]: a video and its sound in one row, as ComfyUI packs them."""
+    return noise.ndim == 3 and noise.shape[1] == 1
+
+
+def check_has_no_place(name: str, conditioning: list) -> None:
+    """Raise ValueError, one sentence, where a conditioning for packed latents has an area or a mask."""
+    for _, options, *_ in conditioning:
+        for what, key in (("A mask", "mask"), ("An area", "area")):
+            if options.get(key) is not None:
+                raise ValueError(
+                    f"{what} of the {name} conditioning has no place in this video, which ComfyUI samples in one row "
+                    f"of numbers with its sound: take it off, so that the {name} acts everywhere."
+                )
 
 
 def check_places(name: str, conditioning: list, noise: torch.Tensor) -> None:

@@ -33,10 +33,11 @@ def find(word: str, texts: list[str], conditioning: list, clip: CLIP) -> tuple[i
             f"leave word empty to see where the whole negative acts."
         )
     for text in among:
-        embedding = _encoded(clip, text)
+        embedding = encoded(clip, text)
         for number, (negative, *_) in enumerate(conditioning):
-            if _alike(plain(negative), embedding):
-                return number, _tokens(word, text, embedding, clip)
+            length = negative.shape[1]  # less where its padding was left out
+            if alike(plain(negative), embedding[:, :length]):
+                return number, _tokens(word, text, embedding, clip)[:length]
     raise ValueError(
         f"The negative prompt with the word {as_written(word)} cannot be read again: connect to clip what its CLIP "
         f"Text Encode has as clip, or leave word empty to see where the whole negative acts."
@@ -52,9 +53,9 @@ def _places(word: str, text: str) -> list[re.Match]:
 
 def _tokens(word, text, embedding, clip):
     plainly, weighted = (_with(word, text, f"({{}}:{weight})".format) for weight in WEIGHTS)
-    rows = _encoded(clip, plainly)
-    if _alike(rows, embedding):
-        found = (_encoded(clip, weighted) - rows).abs().amax(dim=(0, 2)) > 0
+    rows = encoded(clip, plainly)
+    if alike(rows, embedding):
+        found = (encoded(clip, weighted) - rows).abs().amax(dim=(0, 2)) > 0
         if found.any() and not found.all():
             return found
     return _by_numbers(word, text, embedding.shape[1], clip)
@@ -74,10 +75,10 @@ def _by_numbers(word, text, length, clip):
     What such an encoder takes off is at the beginning: words that tell it what to do.
     """
     found = torch.zeros(length, dtype=torch.bool)
-    long_enough = [numbers for numbers in _numbers(clip, text).values() if len(numbers) >= length]
+    long_enough = [numbers for numbers in numbers_of(clip, text).values() if len(numbers) >= length]
     numbers = min(long_enough, key=len, default=[])
     for place in range(len(_places(word, text))):
-        others = _numbers(clip, _with(word, text, lambda _: STAND_IN, place)).values()
+        others = numbers_of(clip, _with(word, text, lambda _: STAND_IN, place)).values()
         other = min(others, key=lambda other: abs(len(other) - len(numbers)))
         first = _alike_from_the_start(numbers, other)
         last = len(numbers) - _alike_from_the_start(numbers[first:][::-1], other[first:][::-1])
@@ -96,7 +97,7 @@ def _alike_from_the_start(one: list, other: list) -> int:
     return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
-def _numbers(clip, text) -> dict[str, list]:
+def numbers_of(clip: CLIP, text: str) -> dict[str, list]:
     """The numbers of the tokens, by encoder; an embedding in the text counts by its identity."""
     return {
         name: [token if isinstance(token, int) else id(token) for chunk in chunks for token, *_ in chunk]
@@ -104,9 +105,9 @@ def _numbers(clip, text) -> dict[str, list]:
     }
 
 
-def _encoded(clip: CLIP, text: str) -> torch.Tensor:
+def encoded(clip: CLIP, text: str) -> torch.Tensor:
     return plain(clip.encode_from_tokens_scheduled(clip.tokenize(text))[0][0])
 
 
-def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+def alike(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.shape == other.shape and torch.allclose(one.cpu(), other.cpu(), rtol=1e-2, atol=1e-2)

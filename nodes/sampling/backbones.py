@@ -12,13 +12,14 @@ class Backbone:
     configs: the classes of comfy.supported_models that load it; a ComfyUI may lack some.
     fallback: the preset for a model of which nothing else is known: the few-step list that suits most of them. It is
         never one step, which only a model made for it survives.
-    alpha: the strength of NASA where the preset gives none (SNOOPI v3: 0.1 for SD 1.5, 0.2 for SD 2.1, else 0.5).
+    alpha: the strength of NASA where the preset gives none (SNOOPI v3: 0.1 for SD 1.5, 0.2 for SD 2.1, else 0.5); None
+        for what suits its kind of attention.
     refuses_bases: whether `auto` refuses a published model that needs many steps and CFG; else it runs and says so.
     """
 
     configs: tuple[str, ...]
     fallback: str
-    alpha: float = 0.5
+    alpha: float | None = None
     refuses_bases: bool = True
 
 
@@ -30,7 +31,7 @@ BACKBONES = {
     "SD 3.x": Backbone(("SD3",), "sd35-turbo"),
     "FLUX.2": Backbone(("Flux2",), "flux2-klein"),
     "FLUX.1": Backbone(("Flux",), "flux-dev-turbo"),
-    "Z-Image": Backbone(("ZImage",), "z-image-turbo"),
+    "Z-Image": Backbone(("ZImage",), "z-image-turbo", 0.5),
     "Qwen-Image": Backbone(("QwenImage",), "qwen-image-lightning-8step"),
     "Anima": Backbone(("Anima",), "anima-turbo", refuses_bases=False),
     "Wan": Backbone(("WAN21_T2V",), "wan21-lightx2v", refuses_bases=False),

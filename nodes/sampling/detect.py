@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from comfy.model_patcher import ModelPatcher
 
+from ..guidance.layouts import as_known, find_layout
 from ..quoting import as_written, listed, quoted
 from .backbones import BACKBONES, FLUX2_DEV, backbone_of, reads_guidance
 from .base import contradiction, on_base, put_aside
@@ -17,6 +18,8 @@ from .parameterization import PresetSampling
 from .preset import Preset, changed
 from .presets import all_presets, find_preset, read_presets, usable_presets
 
+#: NASA's strength where prompt and picture share one attention, and where the prompt has one of its own.
+SHARED_ATTENTION, OWN_ATTENTION = 1.0, 0.5
 AUTO = "auto"
 #: The row that a file of ours fills in where it names none, by family: those for one step.
 ONE_STEP = {"SD 1.x": "sd", "SD 2.x": "sd", "SDXL": "sd", "PixArt": "pixart", "SD 3.x": "pg-sb-sd3"}
@@ -169,10 +172,23 @@ def preset_by_file_name(name: str, backbone: str | None) -> Preset | None:
     return preset_by_name(name, backbone).row
 
 
-def alpha_of(choice: Preset, model: ModelPatcher) -> float:
-    """The strength of NASA to start from: the preset's own, else that of the backbone."""
+def alpha_of(model: ModelPatcher, preset: Preset | None = None) -> float:
+    """The strength of NASA to start from: the preset's own, else the backbone's, else that of its kind of attention.
+
+    Args:
+        preset: None for one that SNOOPI Model Sampling set before, if it did.
+    """
+    set_before = model.object_patches.get("model_sampling")
+    if preset is None and isinstance(set_before, PresetSampling):
+        preset = set_before.preset
     backbone = backbone_of(model)
-    return choice.alpha if choice.alpha is not None else BACKBONES[backbone].alpha if backbone else 0.5
+    for own in (preset and preset.alpha, backbone and BACKBONES[backbone].alpha):
+        if own is not None:
+            return own
+    diffusion_model = model.get_model_object("diffusion_model")
+    with as_known(diffusion_model):
+        layout = find_layout(diffusion_model)
+    return SHARED_ATTENTION if layout is not None and layout.RULE == "difference" else OWN_ATTENTION
 
 
 def _told(model: ModelPatcher, file: ModelFile, is_lora: bool) -> Choice:

@@ -24,6 +24,7 @@ from .latent import DOWNSCALES, check_size, fitting, streams_of
 from .parameterization import PREDICTIONS, PresetSampling, formula_of, with_formula
 from .preset import Preset
 from .presets import usable_presets
+from .tcd import sample_tcd
 
 #: In a LATENT that is not finished: the preset that left it so.
 LEFT_NOISY = "snoopi_left_noisy_by"
@@ -131,7 +132,8 @@ def sample(
     check_size(picture, model.get_model_object("latent_format"))
     check_places("positive", positive, picture[:, :1])
     positive = [[dense(embedding), *more] for embedding, *more in positive]
-    preset = model.get_model_object("model_sampling").preset
+    sampling = model.get_model_object("model_sampling")
+    preset = sampling.preset
     check_stage(preset, latent)
     noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
     if preset.stage and preset.stage[0] > 0:
@@ -147,7 +149,7 @@ def sample(
     samples = guider.sample(
         noise,
         samples,
-        comfy.samplers.sampler_object(model.get_model_object("model_sampling").sampler),
+        comfy.samplers.KSAMPLER(sample_tcd) if preset.gamma else comfy.samplers.sampler_object(sampling.sampler),
         sigmas,
         denoise_mask=latent.get("noise_mask"),
         callback=callback,

@@ -109,6 +109,9 @@ class DiffusionSampling(PresetSampling):
         # The sigma that belongs to what the network is told, where that is not how noisy the picture is.
         told = _sigmas_at(schedule, listed) if preset.levels else None
         self.register_buffer("told_sigmas", told, persistent=False)
+        # Where a step stops before new noise takes it up to a sigma: (1 - gamma) times the timestep.
+        below = _sigmas_at(schedule, ((1 - preset.gamma) * levels).floor().long()) if preset.gamma else None
+        self.register_buffer("sigmas_below", below, persistent=False)
         self.first_sigma = float(schedule.sigmas[0])
         self.last_sigma = 1.0001 * float(self.listed_sigmas()[-1])
 
@@ -129,6 +132,10 @@ class DiffusionSampling(PresetSampling):
         share = (t - timesteps[below]) / (timesteps[above] - timesteps[below]).clamp(min=1e-6)
         log_sigmas = self.log_sigmas.to(timestep.device)
         return torch.lerp(log_sigmas[below], log_sigmas[above], share.clamp(max=1)).exp()
+
+    def below(self, sigma: torch.Tensor) -> torch.Tensor:
+        """The sigma that new noise starts from, for a preset with gamma."""
+        return self.sigmas_below.to(sigma.device)[self._index(sigma)]
 
     def noise_scaling(self, sigma, noise, latent_image, max_denoise=None):
         # Only the sampler's start passes max_denoise. Inpainting does not, and noises what it keeps as it always does.

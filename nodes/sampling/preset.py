@@ -14,7 +14,7 @@ from ..quoting import as_written, listed
 from .backbones import BACKBONES
 
 LONGEST_NAME = 255
-DIFFUSION_ONLY = ("levels", "alphas_cumprod", "output", "noise", "follows_base", "spacing")
+DIFFUSION_ONLY = ("levels", "alphas_cumprod", "output", "gamma", "noise", "follows_base", "spacing")
 NUMBER = Annotated[int, Field(strict=True)] | Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
@@ -75,6 +75,7 @@ class Preset:
     alphas_cumprod: Annotated[_number(0, 1), _no_divisor(0, 1)] = None
     renoise: _one_of("none", "fresh") = "none"
     output: _one_of("x0", "tcd") = "x0"
+    gamma: _number(0, 1) = 0.0
     channels: _whole(1, 4096) = None
     latent_scale: Annotated[_number(0, 100), _no_divisor(0)] = None
     resolution: _whole(1, 65536) = None
@@ -176,6 +177,8 @@ def _contradictions(preset: Preset, row: Collection[str]) -> Iterator[tuple[str,
         yield "shift", "only a flow model has one: leave it out"
     if "stage" in row and (what := _no_stage(preset.stage, steps)):
         yield "stage", what
+    if preset.gamma and preset.renoise == "fresh":
+        yield "gamma", "with renoise fresh all of the noise is new: leave one of the two out"
     for field in DIFFUSION_ONLY:
         if field in row and preset.is_flow:
             yield field, "a flow model has no such thing: leave it out"

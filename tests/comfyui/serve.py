@@ -1,13 +1,14 @@
 """A real ComfyUI server on the CPU, with this pack in a base directory of its own."""
 
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from comfyui.client import Client, Unreachable
@@ -35,9 +36,12 @@ def prepare(base: Path, nodes: tuple[Path, ...] = (), has_pack: bool = True) -> 
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port below those that the system gives to outgoing connections: the server takes it seconds later."""
+    for port in random.SystemRandom().sample(range(15_000, 32_000), 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("No port of 100 between 15000 and 32000 is free.")
 
 
 def command(base: Path, port: int, options: dict[str, list[str]]) -> list[str]:

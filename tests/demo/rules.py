@@ -5,7 +5,8 @@ that names what is not there, how often the picture still follows the prompt, an
 of the mean square). Each rule at the alpha that did best at "both" on other noises, among those that leave at
 least 98% of the irrelevant ones right, where there is such a one. CFG and NAG stand beside them: CFG from its own two
 calls; NAG as its authors define it (arXiv 2505.21179, scale 1 + alpha, tau 2.5, blend .25), a rule of this process
-alone. +- is one standard error.
+alone. +- is one standard error. With --without-padding the rules read of a negative its words alone, without the end
+tokens that fill it up.
 """
 
 import argparse
@@ -37,14 +38,18 @@ def nag(z, z_positive, negatives, tau=2.5, blend=0.25):
 
 
 class Model:
-    """A demo model in this process."""
+    """A demo model in this process.
 
-    def __init__(self, checkpoint: Path, world):
+    Args:
+        padding: whether the rules read a negative's.
+    """
+
+    def __init__(self, checkpoint: Path, world, padding: bool = True):
         import comfy.sd
         import comfy.utils
 
         comfy.utils.set_progress_bar_enabled(False)
-        self.payload, self.world = load_pack(), world
+        self.payload, self.world, self.padding = load_pack(), world, padding
         package = self.payload.__name__.removesuffix(".guidance.payload")
         self.one_step, presets, rules = (
             sys.modules[f"{package}.{name}"] for name in ("sampling.one_step", "sampling.presets", "guidance.rules")
@@ -60,6 +65,15 @@ class Model:
             self.texts[prompt] = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(prompt))
         return self.texts[prompt]
 
+    def negative(self, prompt: str) -> list:
+        """As the rules read it; the first of the end tokens is not padding."""
+        if self.padding:
+            return self.text(prompt)
+        ((tokens,),) = self.clip.tokenize(prompt).values()
+        numbers = [number for number, *_ in tokens]
+        length = numbers.index(numbers[-1]) + 1
+        return [[embedding[:, :length], options] for embedding, options in self.text(prompt)]
+
     def pictures(self, prompt: str, negative: str, method: str, alpha: float, seed: int, count: int):
         """uint8 [count, height, width, 3]."""
         import comfy.sample
@@ -68,7 +82,7 @@ class Model:
         rule, *adaptive = method.split()
         model = self.model
         if rule not in ("nothing", "CFG"):
-            model = self.payload.patch(model, self.text(negative), alpha, rule=rule, adaptive=bool(adaptive))
+            model = self.payload.patch(model, self.negative(negative), alpha, rule=rule, adaptive=bool(adaptive))
         latent = torch.zeros(count, *self.world.latent)
         with torch.inference_mode():
             if rule == "CFG":
@@ -128,6 +142,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--worlds", nargs="+", default=["shapes"], help="shapes, portraits (default: shapes)")
     parser.add_argument("--count", type=int, default=100, help="pictures of each prompt")
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS, help="(default: all)")
+    parser.add_argument("--without-padding", action="store_true", help="of the negative")
     parser.add_argument("--output", type=Path, default=PACK / "build" / "demo" / "rules.json", help="(%(default)s)")
     arguments = parser.parse_args()
     start_comfyui(pytorch_attention=True)
@@ -139,12 +155,13 @@ def main() -> None:
     for name in arguments.worlds:
         with tempfile.TemporaryDirectory() as folder:
             world = WORLDS[name]()
-            model = Model(world.weights.write_checkpoint(Path(folder) / f"snoopi-{name}.safetensors"), world)
+            checkpoint = world.weights.write_checkpoint(Path(folder) / f"snoopi-{name}.safetensors")
+            model = Model(checkpoint, world, padding=not arguments.without_padding)
         print(f"\n{name}\n| method | alpha | absent, % | kept, % | both, % | irrelevant: right, % | change |")
         print("|---|---|---|---|---|---|---|")
         report[name] = {}
-        for method, alphas in METHODS.items():
-            row, tried = model.best(method, alphas, arguments.count)
+        for method in arguments.methods:
+            row, tried = model.best(method, METHODS[method], arguments.count)
             report[name][method] = row | {"tried": tried}
             print(line(row), flush=True)
             arguments.output.write_text(json.dumps(report, indent=1) + "\n")

@@ -29,7 +29,8 @@ def make_environment(folder: Path, empty: bool = False, with_pip: bool = False) 
 
 def clean(programs: Path, **values: str) -> dict[str, str]:
     """The environment variables of a shell in which that virtual environment is active."""
-    foreign = ("PYTHON", "COMFYUI", "MAKE", "MFLAGS")  # what the make of the tests hands on would change a make's
+    # What the make and the pytest of the tests hand on would change those that they start.
+    foreign = ("PYTHON", "PYTEST", "COMFYUI", "MAKE", "MFLAGS")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"
     return kept | {"PATH": path, "VIRTUAL_ENV": str(programs.parent), "HF_HUB_OFFLINE": "1"} | values

@@ -113,11 +113,23 @@ def test_named_negatives_in_blocks_of_their_own(pack, model, text, sample, seen)
     assert seen(lambda: sample(both, text(1))) == {"mid", "in1"}
 
 
+@pytest.mark.parametrize(("family", "alpha"), [("SD 1.5", 0.1), ("SD 2.1", 0.2), ("SDXL", 0.5)])
+def test_a_new_node_takes_the_strength_that_suits_the_model_and_says_it(pack, models, text, family, alpha):
+    node = pack.nasa_patch.NASACrossAttentionPatch
+    (wanted,) = (input for input in node.define_schema().inputs if input.id == "alpha")
+    assert wanted.default == wanted.min == -1 and node.validate_inputs(alpha=-1.0) is True
+    negative = text(2, width=pack.layouts.text_width(models[family].model.diffusion_model))
+    made = node.execute(models[family], negative, wanted.default, 0.0, 1.0)
+    assert pack.payload.negatives_of(made.args[0])[""].alpha == alpha
+    assert made.ui.as_dict() == {"text": (f"Negative strength {alpha:g}, which suits the model.",)}
+    assert node.execute(models[family], negative, alpha, 0.0, 1.0).ui is None  # a number of one's own is not repeated
+
+
 def test_the_node_passes_its_rule_on(pack, model, text, sample):
-    """`rule` and `adaptive` come last and may be missing: graphs saved before there were any run as they did."""
+    """`rule` and what follows may be missing: graphs saved before there were any run as they did."""
     node = pack.nasa_patch.NASACrossAttentionPatch
     inputs = [input.id for input in node.define_schema().inputs]
-    assert inputs[-2:] == ["rule", "adaptive"] and inputs[:3] == ["model", "negative", "alpha"]
+    assert inputs[-4:] == ["rule", "adaptive", "padding", "clip"] and inputs[:3] == ["model", "negative", "alpha"]
     before = node.execute(model, text(2), 0.5, 0.0, 1.0).args[0]
     by_default = node.execute(model, text(2), 0.5, 0.0, 1.0, rule="auto", adaptive=False).args[0]
     adaptive = node.execute(model, text(2), 0.5, 0.0, 1.0, rule="nasa", adaptive=True).args[0]

@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 import torch
 from comfy.nested_tensor import NestedTensor
-from families import FAMILIES, build, conditioning, families, sample, sample_apart
+from families import ALL, FAMILIES, build, conditioning, families, sample, sample_apart
 from truths import ALPHA, attentions, recorded, truth
 
 
@@ -275,14 +275,29 @@ def test_ltx_video_without_a_mask_reads_every_token(pack):
 
 @pytest.mark.parametrize("name", families("ltx_video_2"))
 def test_a_video_with_sound_has_no_places_but_strengths(pack, model, name):
-    """ComfyUI packs both into one row of numbers: no mask fits there, the negative's or the prompt's."""
     positive, negative = conditioning(name, 1), conditioning(name, 2, tokens=9, strength=0.5)
     with truth(name, model, negative, alpha=ALPHA / 2):
         expected = sample(name, model, positive)
     close(sample(name, pack.payload.patch(model, negative, ALPHA), positive), expected)
-    negative = conditioning(name, 2, tokens=9, **masked(4, 4)[0])
-    with pytest.raises(ValueError, match="mask of the negative"):
-        sample(name, pack.payload.patch(model, negative, ALPHA), positive)
+
+
+@pytest.mark.parametrize(
+    "what, options",
+    [
+        ("A mask", masked(4, 4)[0]),
+        ("A mask", masked(4, 4)[0] | {"set_area_to_bounds": True}),
+        ("An area", {"area": (2, 2, 0, 0), "strength": 1.0}),
+        ("An area", {"area": ("percentage", 0.5, 1.0, 0.5, 0.0), "strength": 1.0}),
+    ],
+)
+@pytest.mark.parametrize("name", [name for name, family in ALL.items() if family.sound])
+def test_a_place_in_a_video_with_sound_is_refused_by_its_true_cause(pack, name, what, options):
+    """An area in percent took a part of the row in silence: of the video's first frames, or of nothing."""
+    patched = pack.payload.patch(built(name), conditioning(name, 2, tokens=9, **options), ALPHA)
+    with pytest.raises(ValueError) as raised:
+        sample(name, patched, conditioning(name, 1))
+    sentence = f"{what} of the negative conditioning has no place in this video, which ComfyUI samples in one row of "
+    assert str(raised.value) == f"{sentence}numbers with its sound: take it off, so that the negative acts everywhere."
 
 
 @pytest.mark.parametrize("sound", [0.0, 1.0])

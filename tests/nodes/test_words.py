@@ -12,7 +12,7 @@ import pytest
 
 from comfyui.serve import PACK
 
-LANGUAGES = ("es", "fr", "ja", "ko", "pt-BR", "ru", "zh", "zh-TW")
+LANGUAGES = ("de", "es", "fr", "ja", "ko", "pt-BR", "ru", "zh", "zh-TW")
 DOCS = PACK / "web" / "docs"
 PAGES = ("NASACrossAttentionPatch", "SNOOPIOneStepSampler")
 OPTIONS = re.compile(r"(?<![A-Za-z])(?:auto|nasa|difference|vsf)(?![A-Za-z])")

@@ -8,6 +8,7 @@ and returns the finished latent in the network's own scale.
 """
 
 import math
+from unittest import mock
 
 import numpy as np
 import torch
@@ -113,14 +114,16 @@ def hyper_lora(network, z, fresh):
     return scheduler.step(network(z, timestep), timestep, z, eta=1.0).prev_sample
 
 
-def tcd(count):
-    """TCDScheduler with eta 0, as a pipeline calls it without an eta."""
+def tcd(count, eta=0.0):
+    """TCDScheduler; eta 0 is how a pipeline calls it without an eta."""
 
     def formula(network, z, fresh):
         scheduler, x = TCDScheduler(**SD), z
         scheduler.set_timesteps(count)
         for timestep in scheduler.timesteps:
-            x = scheduler.step(network(x, int(timestep)), timestep, x, eta=0.0).prev_sample
+            noise = fresh() if eta and timestep != scheduler.timesteps[-1] else None
+            with mock.patch("diffusers.schedulers.scheduling_tcd.randn_tensor", lambda *_, noise=noise, **__: noise):
+                x = scheduler.step(network(x, int(timestep)), timestep, x, eta=eta).prev_sample
         return x
 
     return formula
@@ -233,7 +236,7 @@ AUTHORS = {
     "pg-sb-sd15": eps(999, hard_coded=0.0047),
     "pg-sb-sd21": eps(999, hard_coded=0.0047),
     "pg-sb-pixart": eps(999, ACP_PIXART),
-    "pg-sb-sd3": flow_from(720),
+    "pg-sb-sd3": flow_from(885),
     "pixart": eps(999, ACP_PIXART),
     "swiftbrush": eps(999, hard_coded=0.0047),
     "swiftbrush-v2": eps(999),
@@ -275,7 +278,7 @@ AUTHORS = {
     "hyper-sd-4step": lightning(4),
     "hyper-sd-8step": lightning(8),
     "hyper-sd-8step-cfg": lightning(8),
-    "tcd": tcd(4),
+    "tcd": tcd(4, eta=0.3),
     "pcm-2step": tcd(2),
     "pcm-4step": tcd(4),
     "pcm-8step": tcd(8),
@@ -301,6 +304,7 @@ AUTHORS = {
     "wan-animate2-distilled": flow_fresh([5 * t / (1 + 4 * t) for t in even(10)], unit=1000),
     "ltx2-distilled": flow([1, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875]),
     "krea2-turbo": flow(even(8), mu=1.15, use_dynamic_shifting=True),
+    "krea2-turbo-lora": flow(even(8), mu=1.15, use_dynamic_shifting=True),
     "ernie-image-turbo": flow(even(8), unit=1000, shift=3.0),
     "boogu-turbo": flow_fresh(sgm_uniform(4, 3.16)),
     "mage-flow-turbo": flow(even(4), shift=6.0),

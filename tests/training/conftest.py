@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_models import make_clip, make_pixart, make_sd3, make_sdxl, make_teacher
+import small_models
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -20,28 +20,28 @@ if not hasattr(sys.modules.get("training"), "__file__"):
 
 @pytest.fixture(scope="session")
 def pixart(tmp_path_factory) -> Path:
-    return make_pixart(tmp_path_factory.mktemp("pixart"))
+    return small_models.make_pixart(tmp_path_factory.mktemp("pixart"))
 
 
 @pytest.fixture(scope="session")
 def sdxl(tmp_path_factory) -> Path:
-    return make_sdxl(tmp_path_factory.mktemp("sdxl"))
+    return small_models.make_sdxl(tmp_path_factory.mktemp("sdxl"))
 
 
 @pytest.fixture(scope="session")
 def sd3(tmp_path_factory) -> Path:
     """With CLIP-L, CLIP-G and T5."""
-    return make_sd3(tmp_path_factory.mktemp("sd3"), clip_g=True, t5=True)
+    return small_models.make_sd3(tmp_path_factory.mktemp("sd3"), clip_g=True, t5=True)
 
 
 @pytest.fixture(scope="session")
 def clip(tmp_path_factory, teacher) -> Path:
-    return make_clip(tmp_path_factory.mktemp("clip"), teacher / "tokenizer")
+    return small_models.make_clip(tmp_path_factory.mktemp("clip"), teacher / "tokenizer")
 
 
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory) -> Path:
-    return make_teacher(tmp_path_factory.mktemp("teacher"))
+    return small_models.make_teacher(tmp_path_factory.mktemp("teacher"))
 
 
 @pytest.fixture
@@ -68,22 +68,30 @@ def settings(teacher, tmp_path) -> dict:
     }
 
 
+@pytest.fixture(scope="module")
+def warm_comfyui(tmp_path_factory):
+    """warm_comfyui(checkout): an interpreter for COMFYUI_PYTHON that has that ComfyUI imported already."""
+    from warm_comfyui import WarmComfyui
+
+    warm = WarmComfyui(tmp_path_factory.mktemp("warm"))
+    yield warm.interpreter
+    warm.stop()
+
+
 @pytest.fixture(autouse=True)
 def logging_as_before():
     """The command line silences the libraries; here it runs in the tests' own process."""
-    from diffusers.utils import logging as of_diffusers
-    from transformers.utils import logging as of_transformers
-
-    before = [(library, library.get_verbosity()) for library in (of_diffusers, of_transformers)]
+    of_libraries = ("diffusers.utils.logging", "transformers.utils.logging")
+    before = {name: sys.modules[name].get_verbosity() for name in of_libraries if name in sys.modules}
     yield
-    for library, verbosity in before:
-        library.set_verbosity(verbosity)
+    for name in filter(sys.modules.__contains__, of_libraries):
+        library = sys.modules[name]
+        library.set_verbosity(before.get(name, library.WARNING))
 
 
 @pytest.fixture(autouse=True)
 def one_accelerator_a_run():
     """accelerate keeps one process-wide state; every run of a test session starts its own."""
-    from accelerate.state import AcceleratorState
-
     yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+    if state := sys.modules.get("accelerate.state"):
+        state.AcceleratorState._reset_state(reset_partial_state=True)

@@ -3,7 +3,11 @@
 import json
 from pathlib import Path
 
-import torch
+
+def seed() -> None:
+    import torch  # here, as all libraries in this file: tests that need none of them share a conftest that reads it
+
+    torch.manual_seed(0)
 
 
 def make_teacher(folder: Path, width: int = 32, context: int = 32) -> Path:
@@ -11,7 +15,7 @@ def make_teacher(folder: Path, width: int = 32, context: int = 32) -> Path:
     from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    torch.manual_seed(0)
+    seed()
     UNet2DConditionModel(
         sample_size=4,
         block_out_channels=(width,),
@@ -47,7 +51,7 @@ def make_pixart(folder: Path, micro_conditions: bool = False) -> Path:
     from diffusers import AutoencoderTiny, DDIMScheduler, PixArtTransformer2DModel
     from transformers import T5Config, T5EncoderModel
 
-    torch.manual_seed(0)
+    seed()
     PixArtTransformer2DModel(
         num_attention_heads=2,
         attention_head_dim=12,
@@ -74,7 +78,7 @@ def make_sdxl(folder: Path, width: int = 32, sizes: int = 4, **changes) -> Path:
     from diffusers import AutoencoderTiny, EulerDiscreteScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    torch.manual_seed(0)
+    seed()
     config = {
         "sample_size": 4,
         "block_out_channels": (width, 2 * width),
@@ -112,7 +116,7 @@ def make_sd3(folder: Path, clip_g: bool = False, t5: bool = False, context: int 
     from diffusers import AutoencoderTiny, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
-    torch.manual_seed(0)
+    seed()
     size = {"attention_head_dim": 12, "num_attention_heads": 2, "caption_projection_dim": 24, "num_layers": 2}
     text = {"joint_attention_dim": context, "pooled_projection_dim": 16, "qk_norm": "rms_norm"}
     SD3Transformer2DModel(
@@ -167,7 +171,7 @@ def make_clip(folder: Path, tokenizer: Path) -> Path:
     """A CLIP of two layers for 32 px pictures, with the tokenizer of another folder. Seeded."""
     from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-    torch.manual_seed(0)
+    seed()
     layers = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     text = layers | {"vocab_size": 49408, "bos_token_id": 78, "eos_token_id": 79, "pad_token_id": 79}
     vision = layers | {"image_size": 32, "patch_size": 8}

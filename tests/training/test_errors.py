@@ -1,12 +1,9 @@
 """What others wrote, as it gets into a sentence."""
 
-import io
-import sys
 from pathlib import Path
 
 import pytest
 
-from training.__main__ import main
 from training.errors import LONGEST_QUOTE, LONGEST_SENTENCE, UserError, quoted, quoted_value
 from training.recipe.config import parse
 
@@ -78,17 +75,3 @@ def test_a_setting_of_any_contents_is_one_sentence(key, name):
         parse(plain)
     assert key in str(refused.value) and len(str(refused.value)) <= LONGEST_SENTENCE
     assert str(refused.value).isprintable()
-
-
-def test_a_console_that_knows_few_letters_shows_every_sentence(tmp_path, monkeypatch):
-    """cp1252, as on Windows: nothing raises where a sentence or a path has an emoji."""
-    kept = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(kept, "cp1252"))
-    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(kept, "cp1252", errors="backslashreplace"))
-    assert main(["inspect", str(tmp_path / "\U0001f600.safetensors")]) == 2
-    folder = tmp_path / "\U0001f600"
-    (folder / "unet").mkdir(parents=True)
-    (folder / "unet" / "config.json").write_text("{}")
-    assert main(["inspect", str(folder)]) == 0
-    sys.stdout.flush(), sys.stderr.flush()
-    assert kept.getvalue().count(rb"\U0001f600") == 2

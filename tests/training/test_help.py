@@ -20,7 +20,9 @@ except SystemExit as left:
 """
 
 
-@pytest.mark.parametrize("command", ["", "distill", "encode", "export", "sample", "evaluate", "inspect", "settings"])
+@pytest.mark.parametrize(
+    "command", ["", "distill", "encode", "export", "sample", "merge", "evaluate", "inspect", "settings"]
+)
 def test_help_of_the_trainer_imports_no_library(command):
     shown, code, imported = ask("training", *([command] if command else []), "--help")
     assert code == 0 and shown.startswith(f"usage: python -m training {command}".rstrip())

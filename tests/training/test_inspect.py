@@ -1,14 +1,17 @@
 """`inspect` on files as they are made here and elsewhere, and on files made to do harm."""
 
+import io
 import json
 import pickle
 import struct
+import sys
 
 import pytest
 import safetensors.torch
 import torch
 from test_export import make_run
 
+from training.__main__ import main
 from training.errors import UserError
 from training.export import export
 from training.export.inspect import describe
@@ -176,3 +179,17 @@ def test_a_checkpoint_whose_state_is_odd_is_described_all_the_same(run, tmp_path
     told = describe(folder)
     assert "checkpoint of this trainer, step 5" in told
     assert ("missing or cut short" in told) == (isinstance(files, dict))
+
+
+def test_a_console_that_knows_few_letters_shows_every_sentence(tmp_path, monkeypatch):
+    """cp1252, as on Windows: nothing raises where a sentence or a path has an emoji."""
+    kept = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(kept, "cp1252"))
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(kept, "cp1252", errors="backslashreplace"))
+    assert main(["inspect", str(tmp_path / "\U0001f600.safetensors")]) == 2
+    folder = tmp_path / "\U0001f600"
+    (folder / "unet").mkdir(parents=True)
+    (folder / "unet" / "config.json").write_text("{}")
+    assert main(["inspect", str(folder)]) == 0
+    sys.stdout.flush(), sys.stderr.flush()
+    assert kept.getvalue().count(rb"\U0001f600") == 2

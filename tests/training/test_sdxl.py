@@ -157,9 +157,10 @@ def narrow(tmp_path_factory):
     (False, "checkpoint", ZERO),
 ])  # fmt: skip
 def test_an_exported_sdxl_is_what_diffusers_and_comfyui_make_of_it(
-    narrow, narrow_comfyui, tmp_path, monkeypatch, lora, layout, schedule
+    narrow, narrow_comfyui, warm_comfyui, tmp_path, monkeypatch, lora, layout, schedule
 ):
     monkeypatch.setenv("COMFYUI_PATH", str(narrow_comfyui))
+    monkeypatch.setenv("COMFYUI_PYTHON", warm_comfyui(narrow_comfyui))
     teacher = shutil.copytree(narrow, tmp_path / "teacher")
     path = teacher / "scheduler/scheduler_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | schedule))

@@ -22,3 +22,9 @@ def scale(text: str) -> float:
     if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]*)?|\.[0-9]+", text) or float(text) > 100:
         raise ArgumentTypeError(f"{quoted(text)} is not a number from 0 to 100")
     return float(text)
+
+
+def share(text: str) -> float:
+    if not re.fullmatch(r"0|1|1\.0*|0?\.[0-9]+", text):
+        raise ArgumentTypeError(f"{quoted(text)} is not a number from 0 to 1")
+    return float(text)

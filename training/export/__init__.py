@@ -2,26 +2,25 @@
 
 import os
 import re
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-import safetensors.torch
 import torch
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 
 from ..errors import UserError, quoted
-from ..files import atomic_file, check_writable, temporary_path
+from ..files import atomic_file, check_writable, save_tensors, scratch_folder
 from ..networks.backbones import LatentDiffusion, load_backbone
 from ..networks.student import plain_student, student_origin
 from ..recipe.config import digest
 from ..run.folder import Run, open_run
 from ..run.made_of import check_made_of, made_of
+from .card import write_card
 from .comfyui import find_comfyui, in_comfyui
 from .families import SDXL, Layout, family_of
+from .headers import read_header
 from .layouts import checkpoint_tensors, chosen_layout, comfyui_prediction, lora_tensors, network_tensors
 from .lora import is_lora
 from .metadata import licence_of, model_spec, our_keys, write_hash
@@ -43,6 +42,7 @@ def export(
     licence: str | None = None,
     check: Literal["all", "diffusers"] = "all",
     tell: Callable[[str], None] = lambda line: None,
+    card: bool = True,
 ) -> float:
     """Writes the student of a run, or of one of its checkpoints, as safetensors; returns the relative difference.
 
@@ -53,10 +53,10 @@ def export(
 
     The file is read back by diffusers and, with check `all`, by the ComfyUI that COMFYUI_PATH names, and compared with
     the student in all of its steps before it takes its name, so a wrong file never replaces a good one. tell: gets a
-    line for each finding. Raises UserError.
+    line for each finding. card: write its model card beside it. Raises UserError.
     """
     output, dtype = Path(output), torch.float16 if half else torch.float32
-    _check_arguments(output, {"--title": title, "--licence": licence})
+    check_arguments(output, {"--title": title, "--licence": licence})
     run = open_run(source)
     config, weights = run.config, clean_names(run.weights(average))
     backbone = load_backbone(config.backbone, config.teacher, parts=config.teacher_parts)
@@ -80,9 +80,10 @@ def export(
     told = (config.start, family, backbone.prediction_type, licence)
     described = model_spec(title or run.folder.resolve().name, f"{width}x{height}", layout, *told)
     described |= our_keys(config.backbone, config.teacher, config.kappa, digest(config), *told)
-    with atomic_file(output) as temporary, _scratch_folder(output) as folder:
+    with atomic_file(output) as temporary, scratch_folder(output) as folder:
         path = folder / SAFETENSORS_WEIGHTS_NAME
-        _write(path, tensors, described)
+        save_tensors(path, tensors, described)
+        write_hash(path)
         del tensors
         written = Written(path, layout, backbone, student, config.start, base)
         difference = in_diffusers(written)
@@ -91,10 +92,12 @@ def export(
         if check == "all":
             _check_in_comfyui(written, dtype, tell)
         os.replace(path, temporary)
+    if card:
+        write_card(output, read_header(output), run, tell)
     return difference
 
 
-def _check_arguments(output: Path, texts: dict[str, str | None]) -> None:
+def check_arguments(output: Path, texts: dict[str, str | None]) -> None:
     """Raises UserError for a name or text that no file could have, before anything is loaded."""
     if output.suffix != ".safetensors":
         raise UserError(f"--output is {quoted(output)}; the file's name must end in .safetensors.")
@@ -133,25 +136,6 @@ def _tell_prediction(guessed: tuple[str, str], prediction: str, layout: Layout, 
             f"It is {prediction}: load it with SNOOPI Checkpoint Loader, which reads that from the file, or put a "
             f"ModelSamplingDiscrete behind the stock loader."
         )
-
-
-def _write(path: Path, tensors: dict[str, Tensor], described: dict[str, str]) -> None:
-    try:
-        safetensors.torch.save_file(tensors, path, described)
-    except safetensors.SafetensorError as error:  # how it tells of a full disk
-        raise OSError(str(error)) from error
-    write_hash(path)
-
-
-@contextmanager
-def _scratch_folder(output: Path) -> Iterator[Path]:
-    """On the disk of `output`, gone afterwards: diffusers reads a network from a folder only."""
-    folder = temporary_path(output, ".folder")
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_in_comfyui(written: Written, dtype: torch.dtype, tell: Callable[[str], None]) -> None:

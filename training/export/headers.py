@@ -73,13 +73,19 @@ def read_pickle(path: Path) -> Shapes:
 
 def tensor_lines(shapes: Shapes) -> list[str]:
     """Layout, family, rank, parameters and dtype, a line each."""
-    kinds = (kind for kind, pattern in KINDS if any(re.match(pattern, name) for name in shapes))
-    lines = [f"layout      {next(kinds, f'not known; a tensor is {min(shapes, default=None)}')}", *_family(shapes)]
+    family = family_told(shapes)
+    lines = [f"layout      {kind_of(shapes)}", *([f"family      {family}"] if family else [])]
     ranks = {shape[0] for name, (shape, _) in shapes.items() if re.search(r"lora_(down|A)\b", name) and shape}
     if ranks:
         lines.append(f"rank        {', '.join(map(str, sorted(ranks)))}")
     count, dtypes = weight(shapes)
     return [*lines, f"parameters  {count}", f"dtype       {dtypes}"]
+
+
+def kind_of(shapes: Shapes) -> str:
+    """What the file is, and what reads it, in words."""
+    kinds = (kind for kind, pattern in KINDS if any(re.match(pattern, name) for name in shapes))
+    return next(kinds, f"not known; a tensor is {min(shapes, default=None)}")
 
 
 def weight(shapes: Shapes) -> tuple[str, str]:
@@ -93,20 +99,20 @@ def weight(shapes: Shapes) -> tuple[str, str]:
     return f"{_number(count)} in {len(shapes)} tensors", share or "none"
 
 
-def _family(shapes: Shapes) -> list[str]:
-    """By the text that the denoiser attends to, as ComfyUI tells families apart."""
+def family_told(shapes: Shapes) -> str:
+    """In words, by the text that the denoiser attends to, as ComfyUI tells them apart; "" where it is not known."""
     names = {name.removeprefix(UNET): shape for name, (shape, _) in shapes.items()}
     if "caption_projection.linear_1.weight" in names or "y_embedder.y_proj.fc1.weight" in names:
         micro = any("resolution_embedder" in name or "csize_embedder" in name for name in names)
         taken = "alpha, for it has micro-conditions" if micro else "Sigma (latents times .13025), for it has none"
-        return [f"family      PixArt; ComfyUI takes it for {taken}"]
+        return f"PixArt; ComfyUI takes it for {taken}"
     if "joint_blocks.0.context_block.attn.qkv.weight" in names:
-        return ["family      Stable Diffusion 3.x, a flow model"]
+        return "Stable Diffusion 3.x, a flow model"
     widths = {shape[1] for name, shape in names.items() if name.endswith("attn2.to_k.weight") and len(shape) == 2}
     if len(widths) != 1:
-        return []
+        return ""
     known = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}
-    return [f"family      {known.get(width := widths.pop(), 'a UNet')} (attends to text {width} wide)"]
+    return f"{known.get(width := widths.pop(), 'a UNet')} (attends to text {width} wide)"
 
 
 def _number(count: int) -> str:

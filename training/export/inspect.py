@@ -31,11 +31,11 @@ def describe(path: str | Path) -> str:
         shapes, metadata = read_pickle(path), {}
     else:
         raise UserError(f"{quoted(path)} is no model file; known are .safetensors and {', '.join(PICKLES)}.")
-    lines = [f"file        {path} ({_bytes(path.stat().st_size)})", *tensor_lines(shapes), *_told(metadata)]
+    lines = [f"file        {path} ({_bytes(path.stat().st_size)})", *tensor_lines(shapes), *told(metadata)]
     return "\n".join(map(_printable, lines))
 
 
-def _told(metadata: dict[str, str]) -> list[str]:
+def told(metadata: dict[str, str]) -> list[str]:
     """The metadata; ours as instructions."""
     if not metadata:
         return ["metadata    none"]
@@ -64,9 +64,19 @@ def _told(metadata: dict[str, str]) -> list[str]:
         )
         lines.append(f"            licence of the base: {ours.get('base_model_license', 'not told')}")
         lines.append(f"            config {ours.get('config_sha256', 'not told')[:16]}")
+    lines += [f"merged      {share}" for share in merged_of(metadata)]
     others = {key: value for key, value in sorted(metadata.items()) if not key.startswith("snoopi.")}
     lines += [f"metadata    {key}: {value}" for key, value in others.items()]
     return lines
+
+
+def merged_of(metadata: dict[str, str]) -> list[str]:
+    """ "0.5 of a.safetensors" for each student that a file is the mean of."""
+    try:
+        record = json.loads(metadata.get("snoopi.merged", "[]"))
+        return [f"{part['weight']:g} of {part['file']}" for part in record]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return []
 
 
 def _folder(path: Path) -> str:

@@ -4,6 +4,7 @@ import datetime
 import hashlib
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import yaml
@@ -12,6 +13,7 @@ from ..errors import quoted
 from ..networks.backbones.sources import is_hub_name
 from ..recipe.config import Start
 from .families import SD1, Family, Layout
+from .headers import read_header
 
 NO_HASH = "0x" + "0" * 64
 IMPLEMENTATIONS = {
@@ -117,14 +119,18 @@ def write_hash(path: Path) -> str:
 
 
 def licence_of(*models: str) -> str:
-    """The licences of models, each once: what a card (README.md of the folder or of the hub's cache) names, else where
-    to look."""
+    """The licences of models, each once: what a card (README.md of the folder or of the hub's cache), the folder's
+    LICENSE or a single file's own metadata name, else where to look."""
     return " and ".join(dict.fromkeys(map(_licence, models)))
 
 
 def _licence(model: str) -> str:
-    card = Path(model) / "README.md"
-    if not Path(model).exists():
+    path = Path(model)
+    if path.is_file():
+        named = path.suffix == ".safetensors" and read_header(path)[1].get("modelspec.license")
+        return quoted(named) if named else LICENCE_UNKNOWN
+    card = path / "README.md"
+    if not path.exists():
         import huggingface_hub
 
         try:
@@ -140,4 +146,14 @@ def _licence(model: str) -> str:
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         entry = None
     licence = entry.get("license") if isinstance(entry, dict) else None
-    return quoted(licence) if isinstance(licence, str) and licence.strip() else LICENCE_UNKNOWN
+    return quoted(licence) if isinstance(licence, str) and licence.strip() else _licence_file(card.parent)
+
+
+def _licence_file(folder: Path) -> str:
+    """The first line of the folder's LICENSE, which names it."""
+    for path in sorted(folder.glob("LICEN[SC]E*")):
+        with suppress(OSError), path.open(errors="replace") as file:
+            lines = (line.strip("# \t\r\n") for line in file.readlines(2**16))
+            if first := next(filter(None, lines), ""):
+                return quoted(first)
+    return LICENCE_UNKNOWN

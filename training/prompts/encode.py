@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from .. import COMMAND
 from ..errors import UserError, quoted
-from ..files import atomic_file
+from ..files import atomic_file, save_tensors
 from ..networks.backbones import LatentDiffusion
 from ..networks.backbones.sources import is_single_file
 from ..networks.text import Text
@@ -256,10 +255,7 @@ def _write(path: Path, texts: list[Text]) -> None:
     if texts[0].pooled is not None:
         tensors["pooled"] = torch.cat([text.pooled for text in texts]).to("cpu", torch.bfloat16)
     with atomic_file(path) as temporary:
-        try:
-            safetensors.torch.save_file(tensors, temporary)
-        except safetensors.SafetensorError as error:  # how it tells of a full disk
-            raise OSError(str(error)) from error
+        save_tensors(temporary, tensors)
 
 
 def _check_space(folder: Path, needed: int) -> None:

@@ -7,7 +7,7 @@ nearby code by the same group (SwiftBrush v1, swiftcontrol), and the setting's d
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +21,10 @@ from .yaml_file import read_settings, read_value
 
 MOST_PICTURES = 1024  # of a sample grid
 MOST_STEPS = 8  # of a student
+
+
+#: How a learning rate goes on once it is warmed up.
+Schedule = Literal["constant", "linear", "cosine"]
 
 
 def _no(value: Any) -> Any:
@@ -101,7 +105,9 @@ class Student(Block):
         None,
         "another network of the teacher's layers to start from; null: the teacher. SD 2.1: SD-Turbo (SwiftBrush v2)",
     )
-    learning_rate: Number = setting(1e-6, "Table 6", low=1e-12, high=1.0)
+    learning_rate: Number = setting(1e-6, "Table 6; a resumed run may change it", low=1e-12, high=1.0)
+    schedule: Schedule = setting("constant", "of that rate in distillation; linear and cosine fall to 0 at its end")
+    warmup_steps: Whole = setting(0, "steps in which the rate rises from 0, before the schedule", low=0, high=10**7)
     betas: pair(Number, 0, 0.999999) = setting((0.9, 0.999), "AdamW betas (not in the paper; nearby code)")
     weight_decay: Number = setting(0.0, "AdamW weight decay (not in the paper; nearby code: 0)", low=0, high=10)
     ema_decay: Number | None = setting(
@@ -132,7 +138,9 @@ class Lora(Block):
         lambda: ["to_q", "to_v"], "layers that get an adapter (not in the paper; nearby code: to_q, to_v)"
     )
     init: Literal["gaussian", "kaiming"] = setting("gaussian", "first weights of lora_A (nearby code)")
-    learning_rate: Number = setting(1e-3, "Table 6", low=1e-12, high=1.0)
+    learning_rate: Number = setting(1e-3, "Table 6; a resumed run may change it", low=1e-12, high=1.0)
+    schedule: Schedule = setting("constant", "of that rate, as the student's, from the LoRA's first step on")
+    warmup_steps: Whole = setting(0, "steps in which the rate rises from 0, before the schedule", low=0, high=10**7)
     betas: pair(Number, 0, 0.999999) = setting((0.9, 0.999), "AdamW betas (not in the paper; nearby code)")
     weight_decay: Number = setting(
         0.0,
@@ -298,12 +306,23 @@ class Config(Block):
         return self.warm_steps + self.lora.initial_steps + self.steps
 
     @property
+    def trained_in(self) -> dict[str, range]:
+        """{role: the steps of distillation in which it is trained}."""
+        first = {"lora": self.warm_steps, "student": self.warm_steps + self.lora.initial_steps}
+        return {role: range(step, self.total_steps) for role, step in first.items()}
+
+    @property
     def samples(self) -> int:
         """How many prompts a run takes from its list; the warm start has pairs of its own."""
         return self.batch_size * (self.lora.initial_steps + self.steps)
 
 
-#: A resumed run may change these; everything else would make it another run.
+#: A resumed run may change these, and says so.
+RATES = {
+    "student.learning_rate", "student.schedule", "student.warmup_steps",
+    "lora.learning_rate", "lora.schedule", "lora.warmup_steps", "warm_start.learning_rate",
+}  # fmt: skip
+#: These too, without a word; everything else would make it another run.
 FREE_TO_CHANGE = {
     "output",
     "steps",
@@ -422,6 +441,12 @@ def parse(content: dict, source: str = "config", places: Mapping[str, str] | Non
             f"{where('kappa_lora')}: kappa_lora is {list(config.kappa_lora)}, but with cfg_on {config.cfg_on} the LoRA "
             f"teacher gets fixed_kappa; leave one of the two out."
         )
+    for role, steps in config.trained_in.items():
+        if (warmup := getattr(config, role).warmup_steps) > len(steps):
+            raise UserError(
+                f"{where(f'{role}.warmup_steps')}: {role}.warmup_steps is {warmup}; the {role} is trained for "
+                f"{len(steps)} steps, give fewer."
+            )
     if not config.total_steps:
         raise UserError(f"{where('steps')}: steps is 0 and there is no warm start; nothing would be trained.")
     return config
@@ -455,9 +480,18 @@ def differences(old: Config, new: Config, by_contents: bool = False) -> list[str
 
     by_contents: what the settings in COMPARED_BY_CONTENTS name is compared elsewhere.
     """
-    before, after = dict(flat(old)), dict(flat(new))
-    free = FREE_TO_CHANGE | (COMPARED_BY_CONTENTS if by_contents else set())
-    if before["encoded_prompts"] and after["encoded_prompts"]:
+    free = FREE_TO_CHANGE | RATES | (COMPARED_BY_CONTENTS if by_contents else set())
+    if old.encoded_prompts and new.encoded_prompts:
         free = free | {"encoded_prompts"}  # wherever they lie, they say what they were encoded from
-    keys = [key for key in before | after if key not in free and before.get(key) != after.get(key)]
+    return _changed(old, new, lambda key: key not in free)
+
+
+def changed_rates(old: Config, new: Config) -> list[str]:
+    """The same for what a resumed run may change of its learning rates."""
+    return _changed(old, new, RATES.__contains__)
+
+
+def _changed(old: Config, new: Config, asked: Callable[[str], bool]) -> list[str]:
+    before, after = dict(flat(old)), dict(flat(new))
+    keys = [key for key in before | after if asked(key) and before.get(key) != after.get(key)]
     return [f"{key} was {quoted(before.get(key))} and is {quoted(after.get(key))}" for key in keys]

@@ -106,8 +106,11 @@ def _sentence(schema: type[Block], content: Any, error: Any, where: Callable[[st
     if error["type"] == TOGETHER:
         return f"{place}: {error['msg']}."
     if field is None:
-        near = difflib.get_close_matches(quoted(keys[-1]), known.model_fields, n=1)
-        hint = f"did you mean `{near[0]}`?" if near else f"known are: {', '.join(known.model_fields)}."
+        inside = [name for name, _ in settings_of(schema) if name.rpartition(".")[2] == keys[-1]]
+        near = [prefix + name for name in inside] or [
+            *difflib.get_close_matches(quoted(keys[-1]), known.model_fields, n=1)
+        ]
+        hint = f"did you mean `{'` or `'.join(near)}`?" if near else f"known are: {', '.join(known.model_fields)}."
         return f"{place}: there is no setting `{key}`; {hint}"
     if content is REQUIRED:
         return f"{place}: `{key}` is missing; give it: {field.description}."

@@ -44,10 +44,9 @@ def save(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
     A folder of a later step is one that `load_newest` refused: it is not counted, and gives way when the run comes to
     that step again. Damaged ones of earlier steps are not counted either, and go once there are `keep` good ones.
     """
-    root = run / "checkpoints"
     step = checkpoint.state["step"]
-    target = root / f"step-{step:08d}"
-    for unfinished in root.glob(".step-*.part"):  # of a run that was killed while it saved
+    target = folder_of(run, step)
+    for unfinished in target.parent.glob(".step-*.part"):  # of a run that was killed while it saved
         shutil.rmtree(unfinished)
     with atomic_folder(target) as folder:
         try:
@@ -93,10 +92,13 @@ def load_newest(run: Path, optimizers: bool = True) -> Checkpoint | None:
     return None
 
 
-def load(folder: Path, optimizers: bool = True) -> Checkpoint:
-    """Reads one checkpoint folder, on wish without the `optimizers`. Raises UserError if it is not whole."""
+def load(folder: Path, optimizers: bool = True, checked: bool = False) -> Checkpoint:
+    """Reads one checkpoint folder, on wish without the `optimizers`. Raises UserError if it is not whole.
+
+    checked: another process has compared the hashes.
+    """
     try:
-        state, files = _unchanged(folder, optimizers)
+        state, files = _unchanged(folder, optimizers, checked)
         weights, states = {}, {}
         for file in files:
             if file.suffix == ".safetensors":
@@ -115,7 +117,7 @@ def load(folder: Path, optimizers: bool = True) -> Checkpoint:
     return Checkpoint(weights, states, state)
 
 
-def _unchanged(folder: Path, optimizers: bool = True) -> tuple[dict[str, Any], list[Path]]:
+def _unchanged(folder: Path, optimizers: bool = True, checked: bool = False) -> tuple[dict[str, Any], list[Path]]:
     """The state of a checkpoint, and its files, which have the contents they were written with; else an error."""
     state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     sizes, wanted = state.pop("files"), state.pop("sha256", {})  # older ones have sizes alone
@@ -127,7 +129,7 @@ def _unchanged(folder: Path, optimizers: bool = True) -> tuple[dict[str, Any], l
     for file in files:
         if file.stat().st_size != sizes[file.name]:
             raise ValueError(f"{file.name} has not the size it was written with")
-    for name, found in _hashes(file for file in files if file.name in wanted).items():
+    for name, found in _hashes(file for file in files if file.name in wanted and not checked).items():
         if found != wanted[name]:
             raise ValueError(f"{name} has not the contents it was written with")
     return state, files
@@ -148,6 +150,10 @@ def newest_first(run: Path) -> list[Path]:
     """The checkpoint folders of a run, damaged ones among them."""
     folders = [folder for folder in (run / "checkpoints").glob("step-*") if step_of(folder) is not None]
     return sorted(folders, key=step_of, reverse=True)
+
+
+def folder_of(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step-{step:08d}"
 
 
 def step_of(folder: Path) -> int | None:

@@ -46,7 +46,7 @@ def open_run(source: str | Path) -> Run:
 
 
 def find_saved(run: Path, config: configs.Config, resume: bool) -> checkpoints.Checkpoint | None:
-    """What to go on from: with `resume` the newest good checkpoint, if there is any.
+    """What to go on from: with `resume` the newest good checkpoint, if there is any. Tells of changed learning rates.
 
     Raises UserError for a folder that holds a run already, or one started with other settings.
     """
@@ -55,13 +55,15 @@ def find_saved(run: Path, config: configs.Config, resume: bool) -> checkpoints.C
         raise UserError(f"{quoted(run)} holds checkpoints but no config.yaml; put it back, or give another --output.")
     if path.exists() and not resume:
         raise UserError(f"{quoted(run)} already holds a run; add --resume to go on with it, or give another --output.")
-    saved = None
+    saved, rates = None, []
     if path.exists():
-        if changed := configs.differences(configs.load(path), config, by_contents=is_recorded(run)):
+        before = configs.load(path)
+        if changed := configs.differences(before, config, by_contents=is_recorded(run)):
             raise UserError(
                 f"{quoted(run)} was started with another config: {'; '.join(changed)}. Set these back or give another "
                 f"--output."
             )
+        rates = configs.changed_rates(before, config)
         saved = checkpoints.load_newest(run)
         if saved and not {"student", "lora"} <= saved.weights.keys() & saved.optimizers.keys():
             raise UserError(f"The checkpoints of {quoted(run)} cannot be gone on from: LoRA or optimisers are missing.")
@@ -70,6 +72,9 @@ def find_saved(run: Path, config: configs.Config, resume: bool) -> checkpoints.C
             f"{quoted(run)} has come to step {saved.state['step']}, and this config ends at {config.total_steps}; "
             f"write more `steps`, or `export` what there is."
         )
+    if rates:
+        first = saved.state["step"] + 1 if saved else 1
+        print(f"{quoted(run)}: from step {first} on: {'; '.join(rates)}.", file=sys.stderr)
     if resume and saved is None:
         print(f"{quoted(run)} holds no checkpoint yet; the run starts from the beginning.", file=sys.stderr)
     return saved

@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import secrets
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from ..errors import UserError, quoted, quoted_value
 from ..networks.sharding import own_part
 
+LATE = 10.0  # seconds that a network disk may take to show a new file to another machine
 OPTIMIZER_BYTES = {"adamw": 8, "adamw_8bit": 2}  # a weight
 
 
@@ -92,18 +95,63 @@ def gathering(accelerator: Accelerator, network: nn.Module, last: bool) -> Itera
         yield
 
 
-def on_main(accelerator: Accelerator, action: Callable[..., None], *arguments: Any) -> None:
-    """action(*arguments) in the first process while the others wait; what ends it is raised in all: none hangs."""
-    raised: list[UserError | KeyboardInterrupt | None] = [None]
+def on_main(accelerator: Accelerator, action: Callable[..., Any], *arguments: Any) -> Any:
+    """action(*arguments) in the first process while the others wait; all get what it returns, a small thing.
+
+    What ends it is raised in all: none hangs.
+    """
+    found: list[Any] = [None, None]
     if accelerator.is_main_process:
         try:
-            action(*arguments)
+            found = [action(*arguments), None]
         except (UserError, KeyboardInterrupt) as error:
-            raised = [error]
+            found = [None, error]
     if accelerator.num_processes > 1:
-        broadcast_object_list(raised)
-    if raised[0] is not None:
-        raise raised[0]
+        broadcast_object_list(found)
+    if found[1] is not None:
+        raise found[1]
+    return found[0]
+
+
+def main_first(accelerator: Accelerator, make: Callable[[], Any]) -> Any:
+    """make() in the first process, then in the others, which find on the disk what it left there."""
+    made: list[Any] = []
+    on_main(accelerator, lambda: made.append(make()))
+    return made[0] if made else make()
+
+
+def check_one_folder(accelerator: Accelerator, run: Path) -> None:
+    """Raises UserError, in all processes, unless all of them see the run folder of the first.
+
+    On several machines each may have a disk of its own under one name; the others would find neither checkpoints nor
+    what the first prepares.
+    """
+    if accelerator.num_processes == 1:
+        return
+    mark = run / f".seen-{on_main(accelerator, secrets.token_hex, 8)}"
+    on_main(accelerator, mark.touch)
+    seen = _appears(mark)
+    blind = torch.zeros(accelerator.num_processes, device=accelerator.device)
+    blind[accelerator.process_index] = not seen
+    blind = accelerator.reduce(blind, "sum").nonzero().flatten().tolist()
+    on_main(accelerator, mark.unlink)
+    if blind:
+        raise UserError(
+            f"{quoted(run)} is not one folder for all {accelerator.num_processes} processes (another one for number "
+            f"{', '.join(map(str, blind))}, counted from 0); give an --output on a disk that all machines share."
+        )
+
+
+def _appears(path: Path) -> bool:
+    """Whether the file is there, or comes within a while: network disks may show it late."""
+    ends = time.monotonic() + LATE
+    while not path.exists():
+        if time.monotonic() > ends:
+            return False
+        with contextlib.suppress(OSError):
+            os.listdir(path.parent)  # asks the disk again
+        time.sleep(0.2)
+    return True
 
 
 def any_process(accelerator: Accelerator, flag: bool) -> bool:

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,6 +22,8 @@ from ..networks.backbones import LatentDiffusion
 from ..prompts.read import digest
 
 FILE = "made_of.json"
+PROMPTS = "the prompts (prompts)"
+TEXT = ("the teacher's text encoder or tokenizer (teacher)", "the teacher's other tokenizers (teacher)")
 #: Settings of a denoiser's config.json that change what it says without changing the shape of a weight.
 SHAPELESS = ("attention_head_dim", "num_attention_heads", "norm_num_groups", "norm_eps", "act_fn", "activation_fn",
              "flip_sin_to_cos", "freq_shift", "center_input_sample", "resnet_time_scale_shift", "time_embedding_type",
@@ -35,23 +38,24 @@ def made_of(
     negatives: Sequence[str] = (),
     clip: ClipEmbeddings | None = None,
     origin: nn.Module | None = None,
+    encodes: bool = False,
 ) -> dict[str, str]:
     """{what it is, in words, with the setting that names it: SHA-256}, of what is given, before any of it is changed.
 
-    origin: what the student starts from, where that is not the teacher. A text encoder counts where it is loaded:
-    encoded prompts know their own.
+    origin: what the student starts from, where that is not the teacher. A text encoder counts where it is loaded, or
+    where the run `encodes` by it: encoded prompts know their own.
     """
     found = {
         f"the teacher's {backbone.folder} (teacher)": digest_of(backbone.network, _shapeless(backbone.network)),
         "the teacher's noise schedule (teacher)": _digest_of_schedule(backbone),
     }
     if prompts:
-        found["the prompts (prompts)"] = digest(prompts)
-    if "text_encoder" in vars(backbone):  # in bf16, as it is held on a GPU
-        ids = backbone.tokenizer(["a photo of a red circle, 2 pets"]).input_ids
-        found["the teacher's text encoder or tokenizer (teacher)"] = digest_of(
-            backbone.text_encoder, json.dumps(ids), torch.bfloat16
-        )
+        found[PROMPTS] = digest(prompts)
+    if encodes or "text_encoder" in vars(backbone):  # in bf16, as it is held on a GPU
+        first, *others = getattr(backbone, "tokenizers", {"": backbone.tokenizer}).values()
+        found[TEXT[0]] = digest_of(backbone.text_encoder, _ids(first), torch.bfloat16)
+        if others:
+            found[TEXT[1]] = hashlib.sha256("".join(map(_ids, others)).encode()).hexdigest()
     if negatives:
         found["the negative prompts (nasa.prompts)"] = digest(negatives)
     if origin is not None:
@@ -60,6 +64,11 @@ def made_of(
         found["CLIP (clip.model)"] = digest_of(clip.model)
         found["the decoder for CLIP (clip.decoder)"] = digest_of(clip.decoder)
     return found
+
+
+def text_of(found: dict[str, str]) -> str:
+    """What encoded prompts were made of, of what `made_of` gives: the prompts, and all that reads them."""
+    return json.dumps([found.get(name) for name in (PROMPTS, *TEXT)])
 
 
 def check_made_of(run: Path, found: dict[str, str]) -> None:
@@ -98,6 +107,11 @@ def digest_of(network: nn.Module, also: str = "", dtype: torch.dtype | None = No
         found.update(f"{name.removeprefix('text_model.')} {tuple(tensor.shape)}".encode())
         found.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return found.hexdigest()
+
+
+def _ids(tokenizer: Any) -> str:
+    """How it reads a sentence."""
+    return json.dumps(tokenizer(["a photo of a red circle, 2 pets"]).input_ids)
 
 
 def _digest_of_schedule(backbone: LatentDiffusion) -> str:

@@ -1,6 +1,8 @@
 """What people watch: figures beside the bar, metrics.jsonl, any tracker, and Ctrl-C that saves first."""
 
 import json
+import re
+import secrets
 import signal
 import sys
 from pathlib import Path
@@ -13,6 +15,8 @@ from torch import Tensor
 
 from ..errors import UserError, quoted
 from ..files import atomic_file
+
+WANDB = "wandb_id"  # the file in the run folder
 
 
 def summary(figures: dict[str, float]) -> str:
@@ -35,10 +39,16 @@ class Metrics:
         if tracker:
             kept = (int, float, str)
             plain = {key: value if isinstance(value, kept) else str(value) for key, value in settings.items()}
+            resumed = {tracker: _resumed(run, tracker)} if accelerator.is_main_process else {}
             try:
-                accelerator.init_trackers("snoopi", config=plain)
+                accelerator.init_trackers("snoopi", config=plain, init_kwargs=resumed)
             except ImportError as error:
                 raise UserError(f"tracker is {tracker}, not wholly installed here ({quoted(error)}).") from None
+            except Exception as error:  # no account, no network, whatever else such a service may lack
+                raise UserError(
+                    f"tracker is {tracker}, which does not start ({quoted(error)}); put that right, or write "
+                    f"`tracker: null`."
+                ) from None
         if not accelerator.is_main_process:
             return
         path = run / "metrics.jsonl"
@@ -74,6 +84,23 @@ class Metrics:
         self.accelerator.wait_for_everyone()
         for tracker in self.accelerator.trackers:
             tracker.finish()
+
+
+def _resumed(run: Path, tracker: str) -> dict[str, Any]:
+    """What makes a service go on with its own record of this run instead of beginning another: wandb by an id that is
+    kept in the run folder. tensorboard goes on by its folder alone."""
+    if tracker != "wandb":
+        return {}
+    path = run / WANDB
+    try:
+        known = path.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        known = ""
+    if not re.fullmatch("[A-Za-z0-9_-]{1,64}", known):
+        known = secrets.token_hex(4)  # as long as wandb's own
+        with atomic_file(path) as temporary:
+            temporary.write_text(known + "\n", encoding="utf-8")
+    return {"id": known, "resume": "allow"}
 
 
 def _step_of(line: bytes) -> int | None:

@@ -13,23 +13,36 @@ from ..networks.teachers import Teachers
 from ..recipe.config import Lora, Student
 from .checkpoint import Checkpoint
 from .machine import make_optimizer
+from .schedule import schedule
 
 
 class Trained:
     """weights: {role: its trainable weights}. optimizers: {role: of these}. average: None where there is none (yet).
 
-    averaging: whether this process keeps the average. bad_steps: updates skipped so far, for NaN or Inf.
+    trained_in: {role: its steps of distillation}. averaging: whether this process keeps the average. bad_steps: updates
+    skipped so far, for NaN or Inf.
     """
 
     def __init__(
-        self, student: nn.Module, teachers: Teachers, settings: Student, lora: Lora, optimizer: str, averaging: bool
+        self,
+        student: nn.Module,
+        teachers: Teachers,
+        settings: Student,
+        lora: Lora,
+        optimizer: str,
+        trained_in: dict[str, range],
+        averaging: bool,
     ):
-        self.student, self.teachers, self.settings = student, teachers, settings
+        self.student, self.teachers, self.settings, self.lora = student, teachers, settings, lora
         self.kind, self.averaging = optimizer, averaging
         trainable = [weight for weight in student.parameters() if weight.requires_grad]
         self.weights = {"student": trainable, "lora": teachers.parameters()}
         self.optimizers: dict[str, torch.optim.Optimizer] = {
             "lora": make_optimizer(optimizer, self.weights["lora"], lora.learning_rate, lora.betas, lora.weight_decay)
+        }
+        self.schedules = {
+            role: schedule(own.schedule, own.warmup_steps, trained_in[role])
+            for role, own in (("student", settings), ("lora", lora))
         }
         self.average: Average | None = None
         self.phase: Phase | None = None
@@ -45,6 +58,16 @@ class Trained:
                 on_cpu = settings.ema_device == "cpu"
                 self.average = Average(self.student, settings.ema_decay, settings.ema_ramp, on_cpu)
         self.phase = phase
+
+    def set_rates(self, step: int) -> None:
+        """Each optimiser's learning rate for that step, a product of the settings and the step alone."""
+        for role, rate in (("student", self.phase.rate), ("lora", self.lora.learning_rate)):
+            for group in self.optimizers[role].param_groups:
+                group["lr"] = rate * self.schedules[role](step)
+
+    def rate(self, role: str) -> float:
+        """The learning rate of this step."""
+        return self.optimizers[role].param_groups[0]["lr"]
 
     def load(self, saved: Checkpoint, phase: Phase) -> None:
         """Optimisers and average of a checkpoint that was saved in `phase`; the networks hold its weights already."""

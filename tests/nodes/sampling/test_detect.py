@@ -219,6 +219,20 @@ def test_auto_takes_what_model_sampling_set(sampling, model):
     assert choice.preset.name == "instaflow" and "set by SNOOPI Model Sampling" in choice.sentence
 
 
+@pytest.mark.parametrize(
+    ("backbone", "alpha"),
+    [("SD 3.x", 1.0), ("FLUX.1", 1.0), ("FLUX.2", 1.0), ("Qwen-Image", 1.0), ("Z-Image", 0.5), ("Wan", 0.5),
+     ("PixArt", 0.5)],
+)  # fmt: skip
+def test_strength_that_suits_a_family_is_that_of_the_tooltip(sampling, narrow_model, backbone, alpha):
+    assert sampling.detect.alpha_of(narrow_model(backbone)) == alpha
+
+
+def test_strength_that_suits_is_that_of_the_preset_set_before(sampling, model):
+    patched = sampling.model_sampling_node.SNOOPIModelSampling.execute(model, "instaflow").args[0]
+    assert sampling.detect.alpha_of(patched) == 0.19 and sampling.detect.alpha_of(model) == 0.1
+
+
 def test_what_the_sampler_tells(pack, model, text):
     latent = {"samples": torch.zeros(1, 4, 8, 8)}
     node = pack.one_step_sampler.SNOOPIOneStepSampler

@@ -13,6 +13,7 @@ import pytest
 import torch
 from comfy.ldm.pixart.pixartms import PixArtMS
 from comfy.model_base import ModelType
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 
@@ -50,6 +51,28 @@ def test_a_checkpoint_of_ours(sampling, folders, load, untrained_checkpoint):
         load("checkpoints/my merge.safetensors", "yoso-pixart")
     with pytest.raises(ValueError, match="^There is no preset called nothing"):
         load("checkpoints/my merge.safetensors", "nothing")
+
+
+def test_the_mean_of_two_students_of_ours(sampling, folders, load, untrained_checkpoint):
+    """What `python -m training merge` writes: the mean network, and `auto` runs it as it ran both."""
+    from training.export.merge import merge
+
+    unet = "model.diffusion_model."
+    with safe_open(untrained_checkpoint, "pt") as file:
+        told = file.metadata()
+        first = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    second = {name: value * 1.5 if name.startswith(unet) else value for name, value in first.items()}
+    save_file(second, folders / "second.safetensors", told)
+    output = folders / "checkpoints" / "mean.safetensors"
+    merge([str(untrained_checkpoint), str(folders / "second.safetensors")], output, [0.5, 0.5])
+    model, clip, vae, info = load("checkpoints/mean.safetensors")
+    assert clip is not None and vae is not None and "the file mean.safetensors says so itself" in info
+    choice = sampling.detect.choose(model, "auto")
+    assert choice.preset.timesteps == (625,) and choice.preset.noise == "vp" and choice.known
+    name = "out.2.weight"
+    weight = model.model.diffusion_model.get_parameter(name).float()
+    assert torch.allclose(weight, first[unet + name].float() * 1.25, rtol=2e-3)
+    assert "one step from timestep 625" in (folders / "checkpoints/README.md").read_text()
 
 
 def pixart(tokens):

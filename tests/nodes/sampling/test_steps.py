@@ -211,6 +211,21 @@ def test_sampler_custom_advanced(sampling, model, text, run):
         torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-6)
 
 
+def test_tcd_adds_new_noise_and_model_sampling_says_that_a_ksampler_does_not(sampling, model, text, run):
+    """That the noise is that of its authors' scheduler, test_presets shows."""
+    latent = {"samples": torch.zeros(1, 4, 8, 8)}
+    row = sampling.presets.find_preset("tcd")
+    assert (row.gamma, sampling.schedule.with_steps(row, 8).gamma) == (0.3, 0.3)
+    plain, one = run(model, text(1), latent, preset="pcm-4step")["samples"], run(model, text(1), latent, preset="tcd")
+    assert torch.equal(one["samples"], run(model, text(1), latent, preset="tcd")["samples"])
+    assert not torch.allclose(one["samples"], plain, atol=1e-2)
+    told = sampling.model_sampling_node.SNOOPIModelSampling.execute(model, "tcd").args[1]
+    assert "euler, simple. It leaves out the new noise between the steps: only the SNOOPI One-Step Sampler adds" in told
+    for field, value in (("renoise", "fresh"), ("prediction", "flow-")):
+        with pytest.raises(ValueError, match="gamma"):
+            sampling.schedule.changed(row, "Here", **{field: value, "gamma": 0.3})
+
+
 def test_a_lora_and_nasa_act_before_and_after(pack, sampling, model, text, run):
     """Weight patches and NASA on the model count, in any order with SNOOPI Model Sampling."""
     latent = {"samples": torch.zeros(1, 4, 8, 8)}

@@ -15,7 +15,8 @@ from ...errors import UserError, quoted
 from ...recipe.shipped import remedy
 
 SAFELY = {"use_safetensors": True, "output_loading_info": True}
-LORA = r"(^|\.)(lora_(down|up|A|B)|lokr_w|hada_w|oft_blocks)"  # in the names of what only patches a model
+#: In the names of what only patches a model: LoRA, LoKr, LoHa, OFT, GLoRA, DoRA, whole differences of weights.
+LORA = r"(^|\.)(lora_(down|up|A|B)|lokr_w|hada_w|oft_(blocks|diag)|dora_scale|diff(_b)?$)|^lora_(unet|te\d?)_"
 IS_LORA = "is a LoRA, which only patches a model; give the model that it was made for, or one it is merged into."
 LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_config.json", "adapter_model.safetensors")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")

@@ -35,6 +35,11 @@ SD21 = BLOCKS | {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 
 
 
 UNET = "model.diffusion_model."  # the prefix of a checkpoint's UNet
+NUMBERS = 6  # that an SDXL's UNet is told: height and width, twice, and the corner of the crop between them
+NUMBER = 256  # channels of each of them
+IS_REFINER = (
+    "is SDXL's refiner, which only finishes the pictures of its base; give the base model, or one made from it."
+)
 IS_SDXL = "is an SDXL, whose UNet also wants pooled text and sizes; set `backbone: stable_diffusion_xl`."
 
 
@@ -60,7 +65,9 @@ class StableDiffusion(LatentDiffusion):
     def check_config(cls, config: dict[str, Any], source: str) -> None:
         super().check_config(config, source)
         if "addition_embed_type" in cls.conditions and config.get("addition_embed_type") == "text_time":
-            raise UserError(f"The teacher {quoted(source)} {IS_SDXL}")
+            told = config.get("projection_class_embeddings_input_dim"), config.get("addition_time_embed_dim")
+            refiner = is_refiner(*told, config.get("cross_attention_dim"))
+            raise UserError(f"The teacher {quoted(source)} {IS_REFINER if refiner else IS_SDXL}")
         for condition, told in cls.conditions.items():
             if config.get(condition) is not None:
                 raise UserError(
@@ -104,8 +111,9 @@ class StableDiffusion(LatentDiffusion):
 
     def check_tensors(self, unet: dict[str, Tensor], config: dict[str, Any], path: str) -> None:
         """Raises UserError for the UNet of another family, by its tensors."""
-        if unet.keys() & {"label_emb.0.0.weight", "add_embedding.linear_1.weight"}:
-            raise UserError(f"The teacher {quoted(path)} {IS_SDXL}")
+        if (told := told_width(unet)) is not None:
+            refiner = is_refiner(told, NUMBER, context_width(unet))
+            raise UserError(f"The teacher {quoted(path)} {IS_REFINER if refiner else IS_SDXL}")
 
     def read_other_parts(self, path: str) -> None:
         tensors = read_tensors(path)
@@ -123,6 +131,25 @@ class StableDiffusion(LatentDiffusion):
                     f"`teacher_parts`."
                 )
             fill(self.vae, lambda: single_file_utils.convert_ldm_vae_checkpoint(tensors, config), path)
+
+
+def told_width(unet: dict[str, Tensor]) -> int | None:
+    """How much an SDXL's UNet, of either naming, is told besides the text; None for another UNet."""
+    return _width(unet.get("label_emb.0.0.weight", unet.get("add_embedding.linear_1.weight")))
+
+
+def context_width(unet: dict[str, Tensor]) -> int | None:
+    """The width of the text that a UNet attends to."""
+    return _width(next((tensor for key, tensor in unet.items() if key.endswith("attn2.to_k.weight")), None))
+
+
+def _width(weight: Tensor | None) -> int | None:
+    return None if weight is None else weight.shape[-1] if weight.ndim else 0
+
+
+def is_refiner(told: Any, each: Any, context: Any) -> bool:
+    """The refiner is told five numbers, and reads CLIP-G alone, whose pooled text is as wide as its tokens."""
+    return isinstance(told, int) and isinstance(each, int) and told - (NUMBERS - 1) * each == context
 
 
 def check_channels(reads: Any, writes: Any, source: str) -> None:

@@ -18,19 +18,26 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from ...errors import UserError, quoted, quoted_value
 from ..text import Text, TextShape
 from .sources import fill, is_single_file, load_network, load_part, load_tokenizer, read_tensors
-from .stable_diffusion import BLOCKS, CONDITIONS, UNET, StableDiffusion, named_alike
+from .stable_diffusion import (
+    BLOCKS,
+    CONDITIONS,
+    IS_REFINER,
+    NUMBERS,
+    UNET,
+    StableDiffusion,
+    context_width,
+    is_refiner,
+    named_alike,
+    told_width,
+)
 
 TOKENS = 77
 ENCODERS = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}  # CLIP-L, OpenCLIP's CLIP-G
-NUMBERS = 6  # height and width, twice, and the corner of the crop between them
 #: What an empty tensor of that name says of a checkpoint, in the words of a scheduler_config.json.
 MARKS = {"v_pred": {"prediction_type": "v_prediction"}, "ztsnr": {"rescale_betas_zero_snr": True}}
 IS_NO_SDXL = (
     "is no SDXL, whose UNet wants pooled text and sizes; for a Stable Diffusion 1.x or 2.x set `backbone: "
     "stable_diffusion`."
-)
-IS_REFINER = (
-    "is SDXL's refiner, which only finishes the pictures of its base; give the base model, or one made from it."
 )
 EDM = ("edm_mean", "edm_vpred.sigma_max")  # Playground 2.5 and its like: no schedule of betas
 XL = BLOCKS | {
@@ -66,7 +73,7 @@ class StableDiffusionXL(StableDiffusion):
                 f"The UNet of the teacher {quoted(source)} has addition_time_embed_dim {quoted_value(each)} and "
                 f"projection_class_embeddings_input_dim {quoted_value(told)}; copy its config.json again."
             )
-        if _is_refiner(told, each, config.get("cross_attention_dim")):
+        if is_refiner(told, each, config.get("cross_attention_dim")):
             raise UserError(f"The teacher {quoted(source)} {IS_REFINER}")
 
     def load_schedule(self, config: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -137,21 +144,13 @@ class StableDiffusionXL(StableDiffusion):
 
     # --- single files -----------------------------------------------------------------------------------------------
     def check_tensors(self, unet: dict[str, Tensor], config: dict[str, Any], path: str) -> None:
-        told = unet.get("label_emb.0.0.weight", unet.get("add_embedding.linear_1.weight"))
-        text = next((tensor for key, tensor in unet.items() if key.endswith("attn2.to_k.weight")), None)
-        if told is None:
+        if (told := told_width(unet)) is None:
             raise UserError(f"The teacher {quoted(path)} {IS_NO_SDXL}")
-        known = text is not None and told.ndim == text.ndim == 2
-        if known and _is_refiner(told.shape[1], config["addition_time_embed_dim"], text.shape[1]):
+        if is_refiner(told, config["addition_time_embed_dim"], context_width(unet)):
             raise UserError(f"The teacher {quoted(path)} {IS_REFINER}")
 
     def read_other_parts(self, path: str) -> None:
         self.read_autoencoder(path, read_tensors(path))
-
-
-def _is_refiner(told: int, each: int, context: Any) -> bool:
-    """The refiner is told five numbers, and reads CLIP-G alone, whose pooled text is as wide as its tokens."""
-    return told - (NUMBERS - 1) * each == context
 
 
 def _names(path: str) -> set[str]:
