@@ -38,7 +38,9 @@ TIER_OF = {
     "training/test_bad_commands.py": "training",
     "training/test_distill.py": "training",
     "training/test_evaluate_": "training",
+    "training/test_few_steps.py": "training",
     "training/test_parallel.py": "training",
+    "training/test_scores_apart.py": "training",
     "training/test_export_layouts.py": "comfyui",
     "training/test_sdxl.py": "comfyui",
 }

@@ -1,4 +1,4 @@
-"""PG-SB, from prompts to a one-step student. Read top to bottom.
+"""PG-SB, from prompts to a student of one step or a few. Read top to bottom.
 
 Three networks on two sets of weights: the student, and one shared network which with its LoRA off is the frozen
 teacher and with it on the LoRA teacher. What is trained how, in which phase, is method/pgsb.py; here is what a run is:
@@ -146,7 +146,7 @@ class Watch:
     def __init__(self, run: Run):
         config, self.run = run.config, run
         sampled = run.embeddings.texts(config.sample_prompts)
-        noises = preview_noises(config.seed, config.samples_per_prompt, run.shape)
+        noises = preview_noises(config.seed, config.samples_per_prompt, run.shape, config.start.steps)
         drawn = (config.start, noises, config.sample_prompts, sampled)
         self.preview = Preview(Path(config.output), run.backbone, run.trained.student, *drawn)
         self.metrics = Metrics(Path(config.output), run.first, run.accelerator, config.tracker, dict(flat(config)))
@@ -240,7 +240,7 @@ def open_run(config: Config, resume: bool, stop: Callable[[], bool], accelerator
     if first < config.warm_steps:
         made = (config.warm_start, config.seed, backbone, teachers.frozen, embeddings, shape, contents, stop)
         pairs = main_first(accelerator, lambda: make_pairs(folder / "warm_start", *made))
-    one_step = OneStep(student, of_student, backbone, config.start, accelerator.autocast)
+    one_step = OneStep(student, of_student, backbone, config.start, accelerator.autocast, sharded)
     gaps = ScoreGaps(len(backbone.alphas), device)
     networks = (config, backbone, shape, teachers, one_step)
     plan = phases(*networks, embeddings, negatives, clip, pairs, gaps.add, accelerator.autocast)
@@ -272,7 +272,7 @@ def read_lists(config: Config, accelerator: Accelerator) -> tuple[list[str], lis
         prompts = read_prompts(config.prompts, config.prompt_column, config.skip_bad_prompts)
         negatives = read_prompts(config.nasa.prompts) if config.nasa else []
     if accelerator.is_main_process:
-        odd = [unequal_scales(config.cfg_on, config.kappa, config.fixed_kappa)]
+        odd = [unequal_scales(config.cfg_on, config.kappa, config.fixed_kappa, config.kappa_lora)]
         odd.append(few_prompts(config.prompts, len(prompts), config.samples, LISTS))
         if config.nasa:
             odd.append(few_prompts(config.nasa.prompts, len(negatives), config.samples, NEGATIVE_LISTS))
@@ -298,6 +298,7 @@ def latest_timesteps(config: Config, last: int) -> dict[str, int]:
     found = {
         "start.timestep": config.start.timestep,
         "vsd.timesteps": config.vsd.timesteps[1],
+        "vsd.timesteps_lora": (config.vsd.timesteps_lora or config.vsd.timesteps)[1],
         "lora.timesteps": config.lora.timesteps[1],
     }
     return found | ({"warm_start (the teacher's sampler)": last} if config.warm_start else {})

@@ -24,7 +24,7 @@ AUTO = "auto"
 #: The row that a file of ours fills in where it names none, by family: those for one step.
 ONE_STEP = {"SD 1.x": "sd", "SD 2.x": "sd", "SDXL": "sd", "PixArt": "pixart", "SD 3.x": "pg-sb-sd3"}
 #: What the count of steps takes the place of in the name of a preset's model: "SDXL-Lightning, 4 steps".
-STEPS = re.compile(r", \d+ steps?$")
+STEPS = re.compile(r", (\d+|one) steps?$")
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
 
@@ -257,8 +257,10 @@ def _described(file: ModelFile, backbone: str | None) -> tuple[Preset | None, st
     if base is None:
         name = ONE_STEP.get(backbone) or (BACKBONES[backbone].fallback if backbone else "sd")
         base = dataclasses.replace(presets[name], name="from file", model="")
+    several = says["timesteps"].split(",") if "timesteps" in says else None
     told = {
-        "timesteps": _number(says.get("start_timestep")),
+        "timesteps": tuple(map(_number, several)) if several else _number(says.get("start_timestep")),
+        "renoise": "fresh" if several else None,
         "noise": says.get("start_noise"),
         "prediction": PREDICTIONS.get(says.get("prediction"), says.get("prediction")),
         "alpha": _number(says.get("alpha")),

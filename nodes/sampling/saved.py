@@ -17,6 +17,7 @@ from .base import base_sampling, prediction_of
 from .files import FORMAT, PREFIX, WORDS
 from .loras import is_merged
 from .preset import Preset
+from .presets import all_presets
 
 KEY = "snoopi_saved"
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
@@ -57,9 +58,15 @@ def _look_for_merges(model: ModelPatcher, *_) -> None:
 
 
 def _words(preset: Preset) -> dict[str, str]:
-    """The metadata of an exported file; a row that follows its base, or of several steps, is told by its name alone."""
+    """The metadata of an exported file; a row that follows its base, or has several steps, is told by its name alone,
+    but for a student of ours, whose steps its file lists.
+    """
     words = {"format": FORMAT} | ({"preset": preset.name} if preset.name != "from file" else {})
-    if not preset.follows_base and len(preset.timesteps) == 1:
+    row = all_presets().get(preset.name)
+    own_steps = preset.renoise == "fresh" and not preset.levels and (row is None or row.timesteps != preset.timesteps)
+    if not preset.follows_base and (len(preset.timesteps) == 1 or own_steps):
+        if own_steps:
+            words["timesteps"] = ",".join(f"{timestep:g}" for timestep in preset.timesteps)
         words["start_timestep"] = f"{preset.timesteps[0]:g}"
         words["prediction"] = PREDICTIONS.get(preset.prediction, preset.prediction)
         words |= {} if preset.is_flow else {"start_noise": preset.noise}

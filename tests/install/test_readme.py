@@ -77,6 +77,10 @@ SHORT = {
         " -m training distill training/configs/sd15.yaml --resume --output runs/several"
     ),
     "python -m training encode training/configs/pixart.yaml --output runs/encoded": AS_IT_IS,
+    "python -m training distill training/configs/shapes-4-steps.yaml": AS_IT_IS,
+    "python -m training.shapes compare build/demo-model/student build/demo-model/student-4-steps": (
+        "python -m training.shapes compare --help"  # in small: tests/training/test_few_steps.py
+    ),
     'python -m training sample runs/sd15 --prompt "A photo of a pet" --output pets.png': AS_IT_IS,
     "python -m training export runs/sd15 --output my-model.safetensors": AS_IT_IS,
     "python -m training merge my-model.safetensors runs/sd15 --weights .5 .5 --output mean.safetensors": AS_IT_IS,
@@ -186,7 +190,7 @@ def ran(world, comfyui, tmp_path_factory) -> dict[str, Done]:
     if TORCH:
         assert shell(f"pip install -q {TORCH}").code == 0
     order = list(dict.fromkeys(command for page in PAGES for commands in commands_of(page) for command in commands))
-    of_trainer = [command for command in order if command.startswith("python -m training")]
+    of_trainer = [command for command in order if command.startswith("python -m training ")]
     others = [command for command in order if command not in of_trainer]
     results = {command: shell(SHORT[command] or command, **(made if "make" in command else {})) for command in others}
     return results | trainer(of_trainer)

@@ -44,8 +44,8 @@ MUTATIONS = [
     ),
     Mutation(
         "another kappa for the LoRA teacher",
-        "kappa_lora = kappa if",
-        "kappa_lora = kappa / 2 + 1 if",
+        "kappa_lora = of_lora if",
+        "kappa_lora = of_lora / 2 + 1 if",
         "method/guidance.py",
     ),
     Mutation(
@@ -56,8 +56,8 @@ MUTATIONS = [
     ),
     Mutation(
         "one sample's kappa for another",
-        "drawn[rows if self.per",
-        "drawn.flip(0)[rows if self.per",
+        "one[rows if self.per",
+        "one.flip(0)[rows if self.per",
         "method/guidance.py",
     ),
     Mutation(
@@ -153,6 +153,44 @@ MUTATIONS = [
         "method/clip.py",
     ),
     Mutation("CLIP's mean and deviation exchanged", "MEAN, DEVIATION = (", "DEVIATION, MEAN = (", "method/clip.py"),
+    # a student of several steps
+    Mutation(
+        "every step from noise alone",
+        "x[going] = self.backbone.add_noise(x0,",
+        "x[going] = self.backbone.add_noise(0 * x0,",
+        "method/one_step.py",
+    ),
+    Mutation(
+        "its last step for all samples",
+        "return x, timesteps[places]",
+        "return x, timesteps[places * 0 - 1]",
+        "method/one_step.py",
+    ),
+    Mutation(
+        "fresh LoRA samples of the first step alone",
+        "step.draw_samples(self.one_step.start.steps)",
+        "step.places = step.draw_samples(self.one_step.start.steps)",
+        "method/lora_update.py",
+    ),
+    Mutation(
+        "the steps of the teacher, not of the student",
+        "picture(self.student, x[called]",
+        "picture(self.backbone.network, x[called]",
+        "method/one_step.py",
+    ),
+    # the scores apart
+    Mutation(
+        "the LoRA teacher's score at the frozen teacher's t",
+        "self.teachers.lora, own_x, own_t,",
+        "self.teachers.lora, x_t, t_rows,",
+        "method/student_update.py",
+    ),
+    Mutation(
+        "the LoRA teacher's own kappa unused",
+        "of_lora if self.on in",
+        "kappa if self.on in",
+        "method/guidance.py",
+    ),
     # NASA-T
     Mutation("alpha ~ U(0, .5)", "low + (high - low) * here", "low + (high - low) / 2 * here", "method/pgsb.py"),
     Mutation("NASA adds", "z_positive - alpha * z_negative", "z_positive + alpha * z_negative", "networks/nasa.py"),

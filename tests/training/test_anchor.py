@@ -68,7 +68,24 @@ CASES = {
     "SD 3, all at once": {"teacher": "sd3", "start": {"timestep": 400, "noise": "vp"}, "kappa": [0.5, 3.0],
                           "clip": CLIP, "kappa_per": "sample", "student": STUDENT | {"lora": {"rank": 2, "alpha": 3}},
                           "lora": LORA | {"updates": 2}, "gradient_checkpointing": True},
+    "4 steps": {"start": {"timestep": 999, "noise": "unit", "steps": 4}, "lora": LORA | {"updates": 3}},
+    "4 steps, v, warm start": {"teacher": "v", "start": {"timestep": 625, "noise": "vp", "steps": 4},
+                               "lora": LORA | {"updates": 2, "fresh_prompts": False}, "micro_batch": 1,
+                               "warm_start": {"steps": 2, "pairs": 6, "sampler_steps": 2, "learning_rate": 1e-4}},
+    "4 steps, PixArt, all at once": {"teacher": "pixart", "clip": CLIP, "nasa": NASA, "kappa_per": "sample",
+                                     "start": {"timestep": 400, "noise": "vp", "steps": 4, "later": [330, 200, 90]},
+                                     "student": STUDENT | {"lora": {"rank": 2, "alpha": 3}},
+                                     "lora": LORA | {"updates": 2}, "gradient_checkpointing": True},
+    "4 steps, SD 3": {"teacher": "sd3", "start": {"timestep": 720, "noise": "vp", "steps": 4},
+                      "lora": LORA | {"updates": 3, "weight": "velocity"}},
+    "scores apart": {"kappa": [2.0, 4.0], "kappa_lora": [0.5, 1.5],
+                     "vsd": {"timesteps_lora": [300, 400], "weight": "x0", "x0_weight_cap": 2.0}},
+    "scores apart, SD 3": {"teacher": "sd3", "start": {"timestep": 720, "noise": "vp"}, "kappa_per": "sample",
+                           "kappa_lora": [1.0, 1.0], "vsd": {"timesteps": [600, 980], "timesteps_lora": [20, 500]},
+                           "lora": LORA | {"weight": "velocity"}},
 }  # fmt: skip
+#: The steps of a student of four, from where it starts.
+FOUR = {999: [999, 749, 499, 249], 625: [625, 468, 312, 156], 400: [400, 330, 200, 90], 720: [720, 540, 360, 180]}
 BACKBONES = {"pixart": "pixart", "sd3": "stable_diffusion3"}
 
 
@@ -219,7 +236,7 @@ class ByHand:
         self.warm_steps = settings["warm_start"]["steps"] if settings["warm_start"] else 0
         self.prompts = Path(settings["prompts"]).read_text().splitlines()
         self.size = settings.get("latent_size") or [4, 4]
-        self.blind, self.outside, self.clip_losses = set(), [], []
+        self.blind, self.outside, self.clip_losses, self.places = set(), [], [], set()
 
     # --- networks -------------------------------------------------------------------------------------------------
     @torch.no_grad()
@@ -263,11 +280,25 @@ class ByHand:
         with_text, without = self.eps(weights, x_t, t, text), self.eps(weights, x_t, t, away)
         return without + kappa * (with_text - without)
 
-    def picture(self, weights, z, text, away):
-        """x0 of the student in one step."""
+    def picture(self, weights, noises, text, away):
+        """x0 of the student in one step, or for each sample in that of its steps which it is asked for."""
         start = self.settings["start"]
+        z, places, fresh = noises
         t = torch.full((len(z),), start["timestep"])
         x = z if start["noise"] == "unit" else self.at(self.sigma, t) * z
+        for row, place in enumerate(() if places is None else places.tolist()):
+            one, listed = slice(row, row + 1), FOUR[start["timestep"]]
+            steer = away and (rows(away[0], one), away[1])
+            self.places.add(place)
+            for before in range(place):
+                with torch.no_grad():
+                    x0 = self.x0(weights, x[one], t[one], rows(text, one), steer)
+                t[one] = listed[before + 1]
+                noisy = self.at(self.alpha, t[one]) * x0 + self.at(self.sigma, t[one]) * fresh[before][one]
+                x = torch.cat([x[:row], noisy, x[row + 1 :]])
+        return self.x0(weights, x, t, text, away)
+
+    def x0(self, weights, x, t, text, away):
         return (x - self.at(self.sigma, t) * self.eps(weights, x, t, text, away)) / self.at(self.alpha, t)
 
     def merged(self, adapter, settings):
@@ -309,14 +340,20 @@ class ByHand:
             return torch.randn((BATCH, self.channels, *self.size), generator=random).double()
 
         if step < warm:
-            x0, target = self.warm_pair(step, student)
+            x0, target = self.warm_pair(step, student)  # of a student of several steps the first alone
             self.update(student, (x0 - target).square().mean(), s["warm_start"] | {"betas": [0.9, 0.999]})
             return student, lora, 1.0
+
+        def noises():
+            """z, and of a student of four steps which of them each sample is asked for, and the noise between them."""
+            z, several = randn(), s["start"].get("steps", 1) > 1
+            places = torch.randint(4, (BATCH,), generator=random) if several else None
+            return z, places, [randn() for _ in range(3)] if several else []
 
         fresh, fresh_prompts = s["lora"].get("fresh", True), s["lora"].get("fresh_prompts", True)
         updates = s["lora"].get("updates", 1)
         batches = updates if fresh and fresh_prompts else 1
-        z = randn()
+        z = noises()
         alpha = s["nasa"]["alpha"][1] * torch.rand((), generator=random).item() if s.get("nasa") else 0
         prompts, text, away, steer = self.batch(step - warm, batches, 0, alpha)
         null = self.encode([""] * BATCH)
@@ -325,17 +362,30 @@ class ByHand:
             low, high = s["kappa"]
             count = BATCH if s.get("kappa_per") == "sample" else 1
             kappa = low + (high - low) * torch.rand((count, 1, 1, 1), generator=random).double()
+            kappa_lora = kappa
+            if "kappa_lora" in s:
+                low, high = s["kappa_lora"]
+                kappa_lora = low + (high - low) * torch.rand((count, 1, 1, 1), generator=random).double()
             on, fixed = s.get("cfg_on", "both"), s.get("fixed_kappa", 1.0)
-            t, noise = torch.randint(VSD_TIMES[0], VSD_TIMES[1] + 1, (BATCH,), generator=random), randn()
+            vsd = {"timesteps": VSD_TIMES, "timesteps_lora": None, "weight": "sigma_squared"} | s.get("vsd", {})
+            t, noise = torch.randint(vsd["timesteps"][0], vsd["timesteps"][1] + 1, (BATCH,), generator=random), randn()
+            own = t
+            if vsd["timesteps_lora"]:
+                own = torch.randint(vsd["timesteps_lora"][0], vsd["timesteps_lora"][1] + 1, (BATCH,), generator=random)
             x0 = self.picture(student.network(), z, text, steer)
-            x_t = self.at(self.alpha, t) * x0.detach() + self.at(self.sigma, t) * noise
+            x_t, own_x = (self.at(self.alpha, at) * x0.detach() + self.at(self.sigma, at) * noise for at in (t, own))
             with torch.no_grad():
                 teacher = self.guided({}, x_t, t, text, away, kappa if on in ("both", "teacher") else fixed)
-                follower = self.guided(lora.network(), x_t, t, text, null, kappa if on in ("both", "lora") else fixed)
-            weight = self.at(self.sigma, t).square()
-            if "vsd" in s:
-                weight = (self.at(self.sigma, t) / self.at(self.alpha, t)).clamp(max=s["vsd"]["x0_weight_cap"])
-            objective = (x0 * (weight * (teacher - follower)).detach()).sum() / x0.numel()
+                scale = kappa_lora if on in ("both", "lora") else fixed
+                follower = self.guided(lora.network(), own_x, own, text, null, scale)
+            weight, own_weight = (self.at(self.sigma, at).square() for at in (t, own))
+            if vsd["weight"] == "x0":
+                weight, own_weight = (
+                    (self.at(self.sigma, at) / self.at(self.alpha, at)).clamp(max=vsd["x0_weight_cap"])
+                    for at in (t, own)
+                )
+            pull = weight * (teacher - noise) - own_weight * (follower - noise)
+            objective = (x0 * pull.detach()).sum() / x0.numel()
             if s.get("clip"):
                 fallen = CLIP["weight"] * 0.0014 ** ((step - first_vsd) / s["steps"])
                 objective = objective + fallen * self.clip_loss(x0, prompts)
@@ -345,7 +395,7 @@ class ByHand:
 
         for index in range(updates):
             if index and fresh:
-                z, x0 = randn(), None
+                z, x0 = noises(), None
                 if fresh_prompts:
                     _, text, _, steer = self.batch(step - warm, batches, index, alpha)
             if x0 is None:
@@ -414,14 +464,21 @@ class ByHand:
             x = (x - self.sigma[t] * eps) / self.alpha[t]
             if then is not None:
                 x = self.alpha[then] * x + self.sigma[then] * eps
-        return self.picture(student.network(), z, text, None), x
+        return self.picture(student.network(), (z, None, []), text, None), x
 
     def check_coverage(self):
         """A case that never met what it is there for would prove nothing."""
         if self.settings["lora"].get("updates", 1) > 1:
             assert self.blind == {True, False}
+        if self.settings["start"].get("steps", 1) > 1:
+            assert self.places == {0, 1, 2, 3}
         if self.settings.get("clip"):
             assert all(0 < share < 1 for share in self.outside) and all(loss > 0 for loss in self.clip_losses)
+
+
+def rows(text, some):
+    """Those prompts of embeddings, mask and whatever else there is."""
+    return tuple(None if part is None else part[some] for part in text)
 
 
 class Trained:

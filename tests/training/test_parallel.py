@@ -18,6 +18,7 @@ from training.recipe.config import parse
 from training.run.checkpoint import load_newest
 
 REPOSITORY = Path(__file__).parents[2]
+FOUR_STEPS = {"start": {"timestep": 625, "noise": "vp", "steps": 4}}
 
 
 @pytest.fixture
@@ -75,6 +76,8 @@ def assert_same_training(one: Path, other: Path, teacher: str):
 
 
 def test_two_processes_train_as_one(batch_of_eight, tmp_path):
+    """Of four steps, whose places and noises every sample draws too; of one: the split run that goes on whole."""
+    batch_of_eight |= FOUR_STEPS
     distill(parse(batch_of_eight | {"output": str(tmp_path / "one")}))
     done = launch(batch_of_eight | {"output": str(tmp_path / "two")}, tmp_path, 2)
     assert done.returncode == 0, done.stderr[:6000]
@@ -90,6 +93,8 @@ def sharded(batch_of_eight):
 
 
 def test_a_student_split_over_two_processes_trains_as_one(batch_of_eight, sharded, tmp_path):
+    """Of four steps: the processes run the earlier ones of their samples together, however many each has."""
+    batch_of_eight, sharded = batch_of_eight | FOUR_STEPS, sharded | FOUR_STEPS
     distill(parse(batch_of_eight | {"output": str(tmp_path / "one")}))
     done = launch(sharded | {"output": str(tmp_path / "two")}, tmp_path, 2)
     assert done.returncode == 0, done.stderr[:6000]

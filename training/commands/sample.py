@@ -17,10 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=positive, default=8, help="pictures per prompt (default 8)")
     parser.add_argument("--seed", type=natural, default=0, help="of the noise (default 0)")
     parser.add_argument(
-        "--steps", type=positive, default=1, help="1 (default): one step; more: the teacher's sampler, with guidance"
+        "--steps", type=positive, help="1: the first alone; more: a teacher's sampler, with guidance (default: its own)"
     )
     parser.add_argument("--guidance", type=scale, default=3.0, help="CFG scale when steps > 1 (default 3)")
-    parser.add_argument("--timestep", type=int, help="start of the one step, instead of the model's own")
+    parser.add_argument("--timestep", type=int, help="of the first step, instead of the model's own")
     parser.add_argument("--noise", choices=("unit", "vp"), help="first-step noise, instead of the model's own")
     parser.add_argument("--teacher", metavar="DIR", help="diffusers folder of the other parts of an exported file")
     parser.add_argument(
@@ -49,16 +49,19 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"--output is {quoted(output)}, a folder; give the name of a file.")
     check_writable(output.parent)
     backbone, start = load_model(options.model, options.teacher, options.backbone)
-    given = {"timestep": options.timestep, "noise": options.noise}
-    start = start.model_copy(update={name: value for name, value in given.items() if value is not None})
     last = len(backbone.alphas) - 1
-    if not 0 < start.timestep <= last:
-        raise UserError(f"--timestep is {start.timestep}; allowed is 1 to {last}.")
-    if options.steps > last + 1:
-        raise UserError(f"--steps is {options.steps}; this model has {last + 1} timesteps, 25 to 50 steps are enough.")
-    if options.steps == 1:
+    first = start.timestep if options.timestep is None else options.timestep
+    if not 0 < first <= last:
+        raise UserError(f"--timestep is {first}; allowed is 1 to {last}.")
+    steps = options.steps
+    if steps == 1:
+        start, steps = start.model_copy(update={"steps": 1, "later": None}), None
+    start = start.moved("--timestep", options.timestep, options.noise)
+    if steps and steps > last + 1:
+        raise UserError(f"--steps is {steps}; this model has {last + 1} timesteps, 25 to 50 steps are enough.")
+    if not steps:
         backbone.check_start(start.timestep, start.noise)
-    backbone.check_timesteps({"--timestep": start.timestep} if options.steps == 1 else {"--steps": last})
-    settings = {"count": options.count, "seed": options.seed, "steps": options.steps, "scale": options.guidance}
+    backbone.check_timesteps({"--steps": last} if steps else {"--timestep": start.timestep})
+    settings = {"count": options.count, "seed": options.seed, "steps": steps, "scale": options.guidance}
     sample_to_file(backbone, prompts, options.output, start=start, **settings)
     print(options.output)

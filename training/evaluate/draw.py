@@ -40,7 +40,8 @@ def draw_variant(
         "model": model.path,
         "weights_sha256": digest_of(backbone.network),
         "variant": variant.model_dump(mode="json"),
-        "start": start.model_dump(mode="json"),
+        "start": {"timestep": start.timestep, "noise": start.noise}
+        | ({"timesteps": list(start.timesteps)} if start.steps > 1 else {}),
         "made_with": f"torch {torch.__version__}, diffusers {diffusers.__version__}",
     }
     draw(folder, make_painter(backbone, start, variant), told, prompts, batch, size, shard, stop)

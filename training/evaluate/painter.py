@@ -25,8 +25,7 @@ Painter = Callable[[Sequence[Prompt]], numpy.ndarray]
 
 def make_painter(backbone: LatentDiffusion, start: Start, variant: Variant) -> Painter:
     """`backbone.network` is what draws. Raises UserError where the variant does not fit it."""
-    given = {"timestep": variant.timestep, "noise": variant.noise}
-    start = start.model_copy(update={name: value for name, value in given.items() if value is not None})
+    start = start.moved("timestep", variant.timestep, variant.noise)
     if variant.steps == 1 or variant.sampler == "renoise":
         backbone.check_start(start.timestep, start.noise)
         backbone.check_timesteps({"the start of the one step": start.timestep})
@@ -97,10 +96,13 @@ def _latents(
         return other + scale * (x0 - other)
 
     x0 = one_step(z, start.timestep, start.noise)
-    for number in range(1, variant.steps):
-        t = torch.full((len(z),), start.timestep * (variant.steps - number) // variant.steps, device=z.device)
+    later = start.timesteps[1:]  # of a student of several steps; those of a variant are evenly apart
+    if variant.steps > 1:
+        later = [start.timestep * (variant.steps - number) // variant.steps for number in range(1, variant.steps)]
+    for number, timestep in enumerate(later, start=1):
+        t = torch.full((len(z),), timestep, device=z.device)
         fresh = [noise_of(variant.seed, f"{prompt.id}\0{number}", z.shape[1:]) for prompt in prompts]
-        x0 = one_step(backbone.add_noise(x0, torch.stack(fresh).to(z.device), t), int(t[0]), "unit")
+        x0 = one_step(backbone.add_noise(x0, torch.stack(fresh).to(z.device), t), timestep, "unit")
     return x0
 
 

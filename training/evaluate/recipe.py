@@ -46,7 +46,7 @@ class Variant(Block):
     """How one row of the table is drawn."""
 
     model: Name = setting(REQUIRED, "one of the recipe's models")
-    steps: Whole = setting(1, "1: one step from the model's own start", low=1, high=1000)
+    steps: Whole = setting(1, "1: from the model's own start, in all steps that a student has", low=1, high=1000)
     sampler: Literal["ddim", "renoise"] = setting(
         "ddim", "for more steps: DDIM with guidance (a teacher), or x0 with new noise each time (a few-step student)"
     )

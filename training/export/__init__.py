@@ -52,8 +52,8 @@ def export(
     and that of the network that the student started from.
 
     The file is read back by diffusers and, with check `all`, by the ComfyUI that COMFYUI_PATH names, and compared with
-    the student in one step before it takes its name, so a wrong file never replaces a good one. tell: gets a line for
-    each finding. card: write its model card beside it. Raises UserError.
+    the student in all of its steps before it takes its name, so a wrong file never replaces a good one. tell: gets a
+    line for each finding. card: write its model card beside it. Raises UserError.
     """
     output, dtype = Path(output), torch.float16 if half else torch.float32
     check_arguments(output, {"--title": title, "--licence": licence})
@@ -88,7 +88,7 @@ def export(
         written = Written(path, layout, backbone, student, config.start, base)
         difference = in_diffusers(written)
         _refuse_difference("diffusers", difference, dtype)
-        tell(f"Read back by diffusers: the one-step latent differs by {difference:.1e} (relative).")
+        tell(f"Read back by diffusers: the student's latent differs by {difference:.1e} (relative).")
         if check == "all":
             _check_in_comfyui(written, dtype, tell)
         os.replace(path, temporary)
@@ -151,7 +151,7 @@ def _check_in_comfyui(written: Written, dtype: torch.dtype, tell: Callable[[str]
     _refuse_difference("ComfyUI", figures["x0"], dtype)
     if figures.get("text", 0) > TOLERANCE[dtype]:
         tell("ComfyUI encodes prompts otherwise than the teacher: its text encoder is not the family's own.")
-    names = {"x0": "one-step latent", "text": "encoded text", "picture": "decoded picture"}
+    names = {"x0": "the student's latent", "text": "encoded text", "picture": "decoded picture"}
     differences = ", ".join(f"{names[key]} {value:.1e}" for key, value in figures.items())
     tell(
         f"Read back by ComfyUI {told['version']} as {told['model']}, {told['prediction']}, latents times "
@@ -165,7 +165,7 @@ def _check_in_comfyui(written: Written, dtype: torch.dtype, tell: Callable[[str]
 def _refuse_difference(reader: str, difference: float, dtype: torch.dtype) -> None:
     if not difference <= TOLERANCE[dtype]:
         raise UserError(
-            f"Read back by {reader}, the file differs from the student by {difference:.1e} in one step; nothing kept."
+            f"Read back by {reader}, the file differs from the student by {difference:.1e}; nothing kept."
         )
 
 

@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 from ..errors import UserError, quoted
 from ..networks.backbones.latent_diffusion import LatentDiffusion, pictures_of
 from .layouts import network_tensors
-from .verify import Written, distance, one_step, probe
+from .verify import Written, all_steps, distance, probe
 
 SCRIPT = Path(__file__).with_name("in_comfyui.py")
 SECONDS = 1800
@@ -29,11 +29,11 @@ def in_comfyui(written: Written, comfyui: Path) -> tuple[dict[str, float], dict[
     pixels being 0 to 1).
     Raises UserError with ComfyUI's last words if it does not load the file.
     """
-    z, text = probe(written.backbone)
-    inputs = {"z": z.cpu().numpy(), "text": text.embeddings.cpu().numpy()}
+    noises, text = probe(written.backbone, written.start.steps)
+    inputs = {"noises": torch.stack(noises).cpu().numpy(), "text": text.embeddings.cpu().numpy()}
     if text.pooled is not None:
         inputs["pooled"] = text.pooled.cpu().numpy()
-    wanted = {"x0": one_step(written, written.student).cpu().numpy()}
+    wanted = {"x0": all_steps(written, written.student).cpu().numpy()}
     if written.layout == "checkpoint":
         more, expected = _checkpoint_probe(written.backbone)
         inputs, wanted = inputs | more, wanted | expected
@@ -48,7 +48,7 @@ def in_comfyui(written: Written, comfyui: Path) -> tuple[dict[str, float], dict[
         "base": str(base) if base else None,
         "layout": written.layout,
         "prediction": written.backbone.prediction_type,
-        "timestep": written.start.timestep,
+        "timesteps": written.start.timesteps,
         "noise": written.start.noise,
         "inputs": str(folder / "inputs.npz"),
         "outputs": str(folder / "outputs.npz"),

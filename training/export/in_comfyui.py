@@ -1,9 +1,10 @@
-"""Runs inside ComfyUI's own interpreter, never in the trainer: loads an exported file and makes one step with it.
+"""Runs inside ComfyUI's own interpreter, never in the trainer: loads an exported file and makes its steps.
 
     python -c "$(cat in_comfyui.py)" REQUEST.json
 
-The request names the checkout, the file, its layout, the start, and two .npz files: inputs (z, text, perhaps pooled,
-and for a whole checkpoint latent and the tokens of each text encoder) and outputs (x0, picture, text, pooled).
+The request names the checkout, the file, its layout, its timesteps, and two .npz files: inputs (noises, one a step,
+text, perhaps pooled, and for a whole checkpoint latent and the tokens of each text encoder) and outputs (x0, picture,
+text, pooled).
 """
 
 import json
@@ -57,13 +58,15 @@ def main():
         right = type("Right", (comfy.model_sampling.ModelSamplingDiscrete, PREDICTIONS[REQUEST["prediction"]]), {})
         network.model_sampling = sampling = right(model.model.model_config)
     is_flow = prediction == "flow-"  # there sigma is t
-    sigma = torch.tensor([REQUEST["timestep"] / 1000]) if is_flow else sampling.sigmas[REQUEST["timestep"]].view(1)
-    x = sampling.noise_scaling(sigma, given["z"].clone(), torch.zeros_like(given["z"]), REQUEST["noise"] == "unit")
-    pooled = {}
+    x0, pooled = torch.zeros_like(given["noises"][0]), {}
     if "pooled" in given:
-        height, width = (8 * side for side in given["z"].shape[-2:])
+        height, width = (8 * side for side in x0.shape[-2:])
         pooled["y"] = network.encode_adm(pooled_output=given["pooled"], height=height, width=width)
-    found = {"x0": network.apply_model(x, sigma, c_crossattn=given["text"], **pooled).float().numpy()}
+    for step, (timestep, noise) in enumerate(zip(REQUEST["timesteps"], given["noises"], strict=True)):
+        sigma = torch.tensor([timestep / 1000]) if is_flow else sampling.sigmas[timestep].view(1)
+        x = sampling.noise_scaling(sigma, noise.clone(), x0, step == 0 and REQUEST["noise"] == "unit")
+        x0 = network.apply_model(x, sigma, c_crossattn=given["text"], **pooled).float()
+    found = {"x0": x0.numpy()}
     if vae is not None:
         found["picture"] = vae.decode(network.latent_format.process_out(given["latent"])).float().numpy()
     if clip is not None:

@@ -46,13 +46,16 @@ def told(metadata: dict[str, str]) -> list[str]:
         unit = ours.get("start_noise") != "vp" and not flow
         noise = "the noise itself (unit)" if unit else "the noise times sigma of that timestep (vp)"
         noise = "the noise times that timestep / 1000 (flow)" if flow else noise
+        steps = f"one step from timestep {ours['start_timestep']}"
+        if listed := ours.get("timesteps", "").split(",")[1:]:
+            steps = f"{1 + len(listed)} steps, new noise between them, at timesteps {ours['timesteps']}"
+        predicts = ours.get("prediction", "epsilon")
         lines = [
-            f"sampling    one step from timestep {ours['start_timestep']}, CFG 1; the network receives {noise} and "
-            f"predicts {ours.get('prediction', 'epsilon')}",
+            f"sampling    {steps}, CFG 1; the network receives {noise} and predicts {predicts}",
             f"            in ComfyUI: SNOOPI One-Step Sampler, preset auto ({ours.get('preset', 'sd')}, from there)",
         ]
-        stock = ours["start_timestep"] == "999" and unit
-        lines.append(f"            a stock KSampler, 1 step, CFG 1, {'does the same' if stock else 'starts elsewhere'}")
+        stock = "does the same" if ours["start_timestep"] == "999" and unit else "starts elsewhere"
+        lines += [] if listed else [f"            a stock KSampler, 1 step, CFG 1, {stock}"]
     if "alpha" in ours:
         lines.append(f"            NASA: alpha {ours['alpha']} to begin with")
     if "kappa_min" in ours:
@@ -142,9 +145,10 @@ def _checkpoint(path: Path) -> str:
 
 def _recipe(config: dict[str, Any]) -> list[str]:
     start = config.get("start") or {}
+    steps = "one step" if start.get("steps", 1) == 1 else f"{start['steps']} steps"
     return [
         f"teacher     {config.get('teacher')}",
-        f"sampling    one step from timestep {start.get('timestep')}, {start.get('noise')} noise, CFG 1",
+        f"sampling    {steps} from timestep {start.get('timestep')}, {start.get('noise')} noise, CFG 1",
         f"training    PG-SB, kappa {config.get('kappa')}, {config.get('steps')} steps of {config.get('batch_size')}",
     ]
 

@@ -23,6 +23,7 @@ IMPLEMENTATIONS = {
     "lora": "diffusers",
 }
 MODEL_SPEC_PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}  # it has no word for others
+IN_WORDS = ("One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight")
 LICENCE_UNKNOWN = "see the licence of the base model"
 
 
@@ -46,14 +47,16 @@ def model_spec(
         "modelspec.implementation": IMPLEMENTATIONS[layout],
         "modelspec.title": title,
         "modelspec.resolution": resolution,
-        "modelspec.description": "One-step text-to-image student, distilled by PG-SB (SNOOPI, arXiv 2412.02687).",
+        "modelspec.description": (
+            f"{IN_WORDS[start.steps - 1]}-step text-to-image student, distilled by PG-SB (SNOOPI, arXiv 2412.02687)."
+        ),
         "modelspec.author": "trained with ComfyUI-SNOOPI",
         "modelspec.date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "modelspec.hash_sha256": NO_HASH,
         "modelspec.license": licence,
         **({"modelspec.prediction_type": kind} if (kind := MODEL_SPEC_PREDICTIONS.get(prediction)) else {}),
-        "modelspec.timestep_range": f"{start.timestep},{start.timestep}",
-        "modelspec.usage_hint": f"One step from timestep {start.timestep}, {start.noise} noise, CFG 1.",
+        "modelspec.timestep_range": f"{start.timesteps[-1]},{start.timestep}",
+        "modelspec.usage_hint": _usage(start),
     }
 
 
@@ -67,7 +70,8 @@ def our_keys(
     prediction: str = "epsilon",
     licence: str = LICENCE_UNKNOWN,
 ) -> dict[str, str]:
-    """What the nodes read: `start_timestep`, `start_noise` and `prediction` tell a sampler how the student starts.
+    """What the nodes read: `start_timestep`, `start_noise` and `prediction` tell a sampler how the student starts, and
+    `timesteps`, of a student of several, its steps.
 
     backbone, teacher, kappa: the settings of those names; config_sha256: of all settings (recipe/config.py: digest).
     """
@@ -76,6 +80,7 @@ def our_keys(
         "backbone": backbone,
         "preset": family.preset,
         "start_timestep": str(start.timestep),
+        **({"timesteps": ",".join(map(str, start.timesteps))} if start.steps > 1 else {}),
         **({} if prediction == "flow-" else {"start_noise": start.noise}),  # a flow model has no choice
         "prediction": prediction,
         "kappa_min": str(kappa[0]),
@@ -86,6 +91,13 @@ def our_keys(
         "base_model_license": licence,
     }
     return {f"snoopi.{key}": value for key, value in told.items()}
+
+
+def _usage(start: Start) -> str:
+    if start.steps == 1:
+        return f"One step from timestep {start.timestep}, {start.noise} noise, CFG 1."
+    listed = ", ".join(map(str, start.timesteps))
+    return f"{start.steps} steps, at timesteps {listed}, {start.noise} noise first, new noise between them, CFG 1."
 
 
 def public_name(source: str) -> str:

@@ -68,11 +68,11 @@ def load_unet(path: str | Path, network: nn.Module) -> dict[str, str]:
 
 def in_diffusers(written: Written) -> float:
     """|x0 of the file - x0 of the student| / |x0 of the student|, the file read by diffusers' own loaders."""
-    return distance(one_step(written, _reloaded(written)), one_step(written, written.student))
+    return distance(all_steps(written, _reloaded(written)), all_steps(written, written.student))
 
 
-def probe(backbone: LatentDiffusion) -> tuple[Tensor, Text]:
-    """What both networks are asked: noise [1, c, h, w] and random text [1, 20, width], the same every time.
+def probe(backbone: LatentDiffusion, steps: int) -> tuple[list[Tensor], Text]:
+    """What both networks are asked: noise [1, c, h, w] for each step and random text [1, 20, width], always the same.
 
     Small, to be quick; but PixArt's positions depend on the mean of the sides, which is kept.
     """
@@ -86,14 +86,15 @@ def probe(backbone: LatentDiffusion) -> tuple[Tensor, Text]:
     z = torch.randn((1, channels, height, width), generator=random)
     short = backbone.text_shape._replace(tokens=20, masked=False)
     text = short.filled(lambda shape: torch.randn(shape, generator=random))
-    return z.to(backbone.device), text.to(backbone.device)
+    noises = [z, *(torch.randn(z.shape, generator=random) for _ in range(1, steps))]
+    return [noise.to(backbone.device) for noise in noises], text.to(backbone.device)
 
 
 @torch.no_grad()
-def one_step(written: Written, network: nn.Module) -> Tensor:
+def all_steps(written: Written, network: nn.Module) -> Tensor:
     """x0 [1, c, h, w] of the probe."""
-    z, text = probe(written.backbone)
-    return written.backbone.one_step(network, z, text, written.start.timestep, written.start.noise)
+    noises, text = probe(written.backbone, written.start.steps)
+    return written.backbone.all_steps(network, noises, text, written.start)
 
 
 def _reloaded(written: Written) -> nn.Module:

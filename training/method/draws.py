@@ -29,6 +29,10 @@ class Draws:
         """t ~ U(first, last), both included, int64 [batch]."""
         return torch.randint(bounds[0], bounds[1] + 1, (self.batch_size,), generator=self.generator)
 
+    def places(self, steps: int) -> Tensor:
+        """Which of so many steps each sample is asked for, from 0, all alike likely, int64 [batch]."""
+        return torch.randint(steps, (self.batch_size,), generator=self.generator)
+
     def uniform(self) -> Tensor:
         """One number of [0, 1), fp32 []."""
         return torch.rand((), generator=self.generator)

@@ -13,39 +13,53 @@ Predict = Callable[[Tensor, Tensor, Text], Tensor]
 
 
 def draw_kappa(bounds: tuple[float, float], generator: torch.Generator, count: int = 1) -> Tensor:
-    """kappa ~ U(min, max), fp32 [count, 1, 1, 1] on the CPU; both scores of a step take the same."""
+    """kappa ~ U(min, max), fp32 [count, 1, 1, 1] on the CPU."""
     low, high = bounds
     return low + (high - low) * torch.rand((count, 1, 1, 1), generator=generator)
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """The settings kappa, kappa_per, cfg_on and fixed_kappa: which of the two scores gets which scale."""
+    """The settings kappa, kappa_per, cfg_on, fixed_kappa and kappa_lora: which of the two scores gets which scale."""
 
     kappa: tuple[float, float]
     per: Literal["batch", "sample"]
     on: Literal["both", "teacher", "lora", "none"]
     fixed: float
+    of_lora: tuple[float, float] | None = None
 
-    def draw(self, generator: torch.Generator, batch_size: int) -> Tensor:
-        """The random scales of a step, fp32 [1 or batch, 1, 1, 1] on the CPU."""
-        return draw_kappa(self.kappa, generator, batch_size if self.per == "sample" else 1)
+    def draw(self, generator: torch.Generator, batch_size: int) -> tuple[Tensor, Tensor]:
+        """A step's random scales of the frozen teacher and of the LoRA teacher, one draw for both unless that has a
+        range of its own; fp32 [1 or batch, 1, 1, 1] on the CPU."""
+        count = batch_size if self.per == "sample" else 1
+        kappa = draw_kappa(self.kappa, generator, count)
+        return kappa, kappa if self.of_lora is None else draw_kappa(self.of_lora, generator, count)
 
-    def scales(self, drawn: Tensor, rows: slice, device: torch.device) -> tuple[Tensor | float, Tensor | float]:
+    def scales(
+        self, drawn: tuple[Tensor, Tensor], rows: slice, device: torch.device
+    ) -> tuple[Tensor | float, Tensor | float]:
         """What the frozen teacher and the LoRA teacher get for these rows, of what was drawn."""
-        kappa = drawn[rows if self.per == "sample" else slice(None)].to(device)
+        kappa, of_lora = (one[rows if self.per == "sample" else slice(None)].to(device) for one in drawn)
         kappa_teacher = kappa if self.on in ("both", "teacher") else self.fixed
-        kappa_lora = kappa if self.on in ("both", "lora") else self.fixed
+        kappa_lora = of_lora if self.on in ("both", "lora") else self.fixed
         return kappa_teacher, kappa_lora
 
 
-def unequal_scales(cfg_on: str, kappa: tuple[float, float], fixed: float) -> str | None:
-    """One sentence if one score alone has the random scale and the other's is not about its mean; else None.
+def unequal_scales(
+    cfg_on: str, kappa: tuple[float, float], fixed: float, of_lora: tuple[float, float] | None = None
+) -> str | None:
+    """One sentence if the scales of the two scores are not about the same in the mean; else None.
 
     In closed form (tests/training/test_gaussian.py), means of -2 and 2, kappa ~ U(.5, 4) on the teacher alone: a fixed
     scale of 1 / 2.25 / 4.5 ends at 2.7 / 2.0 / 1.1.
     """
-    mean = sum(kappa) / 2
+    mean = sum(of_lora if of_lora and cfg_on == "lora" else kappa) / 2
+    if cfg_on == "both" and of_lora and abs(sum(of_lora) / 2 - mean) > 0.1 * mean:
+        return (
+            f"the mean of kappa is {mean:g} and that of kappa_lora {sum(of_lora) / 2:g}: the two scores get different "
+            f"guidance on average, which pulls the student away from the teacher; leave kappa_lora out unless you want "
+            f"that (Decoupled DMD)."
+        )
     if cfg_on not in ("teacher", "lora") or abs(fixed - mean) <= 0.1 * mean:
         return None
     return (

@@ -39,7 +39,7 @@ class LoraUpdate:
     def losses(self, step: Step) -> Callable[[slice], Tensor]:
         device = self.backbone.device
         if self.index and self.settings.fresh:
-            step.z, step.x0 = step.draws.latents(), {}
+            step.draw_samples(self.one_step.start.steps)
             if self.settings.fresh_prompts:
                 step.batch = self.batches(self.fresh_batch(step.number, self.index))
         t, noise = step.draws.timesteps(self.settings.timesteps), step.draws.latents()

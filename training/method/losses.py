@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-def vsd_loss(x0: Tensor, eps_teacher: Tensor, eps_lora: Tensor, weight: Tensor) -> Tensor:
+def vsd_loss(x0: Tensor, eps_teacher: Tensor, eps_lora: Tensor, weight: Tensor | float) -> Tensor:
     """0.5 * MSE(x0, stopgrad(x0 - w (eps_teacher - eps_lora))) of each sample, [n].
 
     The gradient of their mean in x0 is w (eps_teacher - eps_lora) / x0.numel(): the score difference, no network's

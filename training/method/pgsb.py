@@ -70,13 +70,14 @@ def phases(
     def sampling(step: int) -> Step:
         """With the samples that the student is asked for first; in NASA-T with one strength for the whole step."""
         here = bare(step)
-        here.z, here.batch = here.draws.latents(), batches(number_of(step, 0))
+        here.draw_samples(config.start.steps)
+        here.batch = batches(number_of(step, 0))
         if config.nasa:
             low, high = config.nasa.alpha
             here.alpha = low + (high - low) * here.draws.uniform().item()
         return here
 
-    guidance = Guidance(config.kappa, config.kappa_per, config.cfg_on, config.fixed_kappa)
+    guidance = Guidance(config.kappa, config.kappa_per, config.cfg_on, config.fixed_kappa, config.kappa_lora)
     clip_loss = ClipLoss(clip, config.clip, config.batch_size, first_vsd, config.steps, autocast) if clip else None
     of_student = StudentUpdate(one_step, backbone, teachers, guidance, config.vsd, clip_loss, watch_gap)
     lora = (one_step, backbone, teachers, config.lora, batches, number_of)

@@ -21,10 +21,19 @@ class Step:
     number: int  # of the run, from 0
     draws: Draws
     z: Tensor | None = None  # noise [batch, c, h, w], on the CPU
+    places: Tensor | None = None  # the step of the student's own for each sample, int64 [batch]; None: the first
+    fresh: list[Tensor] = field(default_factory=list)  # noise like z, for each of its steps after the first
     batch: Batch | None = None
     alpha: float | None = None  # NASA-T's strength
     x0: dict[int, Tensor] = field(default_factory=dict)
     figures: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def draw_samples(self, steps: int) -> None:
+        """New noise, and of a student of several steps the one that each sample is asked for."""
+        self.z, self.x0 = self.draws.latents(), {}
+        if steps > 1:
+            self.places = self.draws.places(steps)
+            self.fresh = [self.draws.latents() for _ in range(steps - 1)]
 
     def note(self, name: str, values: Tensor) -> None:
         self.figures.setdefault(name, []).append(values.detach().flatten())

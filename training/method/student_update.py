@@ -2,6 +2,9 @@
 
 x0 = G(z, text);  x_t = alpha_t x0 + sigma_t noise;  gradient in x0: w(t) (eps_teacher - eps_lora)
 eps = eps_null + kappa (eps_text - eps_null),  kappa ~ U(min, max), the same for both
+
+Where the LoRA teacher's score has a t of its own, t', the gradient is the difference of each at its own, the noise that
+both of them see taken off: w(t) (eps_teacher - noise) - w(t') (eps_lora - noise), which at t' = t is the same.
 """
 
 from collections.abc import Callable
@@ -38,21 +41,25 @@ class StudentUpdate:
 
     def losses(self, step: Step) -> Callable[[slice], Tensor]:
         device = self.backbone.device
-        random_kappa = self.guidance.draw(step.draws.generator, step.draws.batch_size)
+        random_kappas = self.guidance.draw(step.draws.generator, step.draws.batch_size)
         t, noise = step.draws.timesteps(self.settings.timesteps), step.draws.latents()
-        step.note("kappa", random_kappa)
+        own = self.settings.timesteps_lora
+        t_lora = t if own is None else step.draws.timesteps(own)
+        step.note("kappa", random_kappas[0])
 
         def of(rows: slice) -> Tensor:
             text, null, away = step.batch.text(rows), step.batch.null(rows), step.batch.away(rows)
-            kappa_teacher, kappa_lora = self.guidance.scales(random_kappa, rows, device)
+            kappa_teacher, kappa_lora = self.guidance.scales(random_kappas, rows, device)
             x0 = self.one_step(self.network, step, rows)
-            t_rows = t[rows].to(device)
-            x_t = self.backbone.add_noise(x0.detach(), noise[rows].to(device), t_rows)
+            t_rows, own_t, noise_rows = t[rows].to(device), t_lora[rows].to(device), noise[rows].to(device)
+            x_t, own_x = (self.backbone.add_noise(x0.detach(), noise_rows, at) for at in (t_rows, own_t))
             eps_teacher = guided(self.teachers.frozen, x_t, t_rows, text, away, kappa_teacher)
-            eps_lora = guided(self.teachers.lora, x_t, t_rows, text, null, kappa_lora)
-            weigh = VSD_WEIGHTS[self.settings.weight]
-            weight = weigh(*self.backbone.coefficients(t_rows), self.settings.x0_weight_cap)
-            losses = vsd_loss(x0, eps_teacher, eps_lora, weight)
+            eps_lora = guided(self.teachers.lora, own_x, own_t, text, null, kappa_lora)
+            if own is None:
+                losses = vsd_loss(x0, eps_teacher, eps_lora, self._weight(t_rows))
+            else:
+                pull = self._weight(t_rows) * (eps_teacher - noise_rows)
+                losses = vsd_loss(x0, pull, self._weight(own_t) * (eps_lora - noise_rows), 1.0)
             step.note("vsd_loss", losses)
             if self.clip:
                 of_clip = self.clip.losses(x0, step.batch, rows)
@@ -63,3 +70,8 @@ class StudentUpdate:
             return losses
 
         return of
+
+    def _weight(self, t: Tensor) -> Tensor:
+        """w(t), fp32 [n, 1, 1, 1]."""
+        weigh = VSD_WEIGHTS[self.settings.weight]
+        return weigh(*self.backbone.coefficients(t), self.settings.x0_weight_cap)

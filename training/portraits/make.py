@@ -12,7 +12,7 @@ from diffusers import SD3Transformer2DModel
 
 from ..networks.backbones.stable_diffusion3 import StableDiffusion3
 from ..shapes import text
-from ..shapes.sampling import many_steps, one_step
+from ..shapes.sampling import by_student, many_steps
 from ..shapes.student import make_student
 from . import autoencoder, detector, teacher, weights
 from .latent_code import distance
@@ -76,10 +76,10 @@ class Figures:
     def of_one_step(self, network: SD3Transformer2DModel, start, name: str) -> dict:
         """Captions followed, distance to the nearest portrait, and who comes where the prompt leaves it open."""
         captions = accuracy_captions(PICTURES)
-        latents = one_step(self.backbone, network, start, captions)
+        latents = by_student(self.backbone, network, start, captions)
         opened = {}
         for prompt in OPEN:
-            readings = self.read(one_step(self.backbone, network, start, [prompt] * OPEN_PICTURES, seed=1))
+            readings = self.read(by_student(self.backbone, network, start, [prompt] * OPEN_PICTURES, seed=1))
             opened[prompt] = shares(readings, "who")
         return {
             f"{name}_accuracy": self.accuracy(latents, captions),

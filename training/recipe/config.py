@@ -5,19 +5,22 @@ nearby code by the same group (SwiftBrush v1, swiftcontrol), and the setting's d
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from ..errors import UserError, quoted, quoted_value
-from .schema import REQUIRED, Block, Name, Number, Text, Truth, Whole, Words, block, pair, setting, span
+from .schema import REQUIRED, TOGETHER, Block, Name, Number, Text, Truth, Whole, Words, block, pair, setting, span
 from .shipped import shipped
 from .yaml_file import read_settings, read_value
 
 MOST_PICTURES = 1024  # of a sample grid
+MOST_STEPS = 8  # of a student
 
 
 #: How a learning rate goes on once it is warmed up.
@@ -29,7 +32,7 @@ def _no(value: Any) -> Any:
 
 
 class Start(Block):
-    """Where the one-step student starts; saved in the exported file, because a sampler has to do the same."""
+    """Where the student starts, and its steps; saved in the exported file, because a sampler has to do the same."""
 
     timestep: Whole = setting(
         999, "timestep fed to the student (paper: the last one); of a flow model thousandths of t", low=1, high=999
@@ -37,6 +40,50 @@ class Start(Block):
     noise: Literal["unit", "vp"] = setting(
         "unit", "input is z (unit) or sigma_t * z (vp; a flow model's t * z); ComfyUI feeds unit at 999"
     )
+    steps: Whole = setting(
+        1,
+        "steps of the student; each after the first gets the picture before it with fresh noise, in training its own "
+        "(DMD2's backward simulation; the paper: 1)",
+        low=1,
+        high=MOST_STEPS,
+    )
+    later: Annotated[list[Annotated[Whole, Field(ge=1, le=998)]], Field(min_length=1)] | None = setting(
+        None, "timesteps of the steps after the first; null: in even parts of it, as 749, 499, 249 of 999 (DMD2's own)"
+    )
+
+    @property
+    def timesteps(self) -> tuple[int, ...]:
+        """What the student is told at each step, falling."""
+        even = [self.timestep * (self.steps - step) // self.steps for step in range(1, self.steps)]
+        return (self.timestep, *(even if self.later is None else self.later))
+
+    @model_validator(mode="after")
+    def _falls(self) -> "Start":
+        steps, later, listed = self.steps, self.later, self.timesteps
+        if later and len(later) != steps - 1:
+            fitting = f"write `steps: {len(listed)}`, or " if len(listed) <= MOST_STEPS else ""
+            raise PydanticCustomError(
+                TOGETHER,
+                f"start.later is {quoted_value(later)}, so there are {len(listed)} steps with the first, and "
+                f"start.steps is {steps}; {fitting}leave `later` out",
+            )
+        if listed[-1] < 1 or any(following >= before for before, following in itertools.pairwise(listed)):
+            why = "do not fall from step to step" if later else f"are no {steps} steps above 0"
+            raise PydanticCustomError(
+                TOGETHER,
+                f"start.timestep and the later ones are {quoted_value(list(listed))}, which {why}; "
+                + ("write each smaller than the one before" if later else "start later, or with fewer steps"),
+            )
+        return self
+
+    def moved(self, place: str, timestep: int | None, noise: str | None) -> "Start":
+        """With another first step, where one is given; the later ones are then in even parts of its timestep.
+
+        Raises UserError that begins with `place`.
+        """
+        given = {} if timestep is None else {"timestep": timestep, "later": None}
+        given |= {} if noise is None else {"noise": noise}
+        return block(Start, self.model_dump() | given, lambda key: place)
 
 
 class Adapter(Block):
@@ -120,6 +167,11 @@ class Vsd(Block):
     """Variational score distillation."""
 
     timesteps: span(Whole, 0, 999) = setting((20, 980), "range of t, both ends included (nearby code)")
+    timesteps_lora: span(Whole, 0, 999) | None = setting(
+        None,
+        "range of a t of its own for the LoRA teacher's score, both ends included (not in the paper; Decoupled DMD); "
+        "null: the frozen teacher's t",
+    )
     weight: Literal["sigma_squared", "x0"] = setting("sigma_squared", "w(t) of the score difference (nearby code)")
     x0_weight_cap: Number = setting(10.0, "largest w(t) when weight is x0", low=1e-6, high=1e6)
 
@@ -203,6 +255,11 @@ class Config(Block):
     batch_size: Whole = setting(64, "of all processes together; Table 6", low=1, high=65536)
     steps: Whole = setting(60_000, "student updates by VSD; Table 6, SD 1.5", low=0, high=10**9)
     kappa: span(Number, 0, 100) = setting((0.5, 4.0), "range of the CFG scale, drawn once per step; Table 6")
+    kappa_lora: span(Number, 0, 100) | None = setting(
+        None,
+        "range of a CFG scale of its own for the LoRA teacher's score (not in the paper; Decoupled DMD); null: the "
+        "scale that the frozen teacher gets. Another mean than kappa's pulls the two scores apart",
+    )
     kappa_per: Literal["batch", "sample"] = setting("batch", "one scale a step, or one a sample (nearby code: batch)")
     cfg_on: Literal["both", "teacher", "lora", "none"] = setting("both", "which score gets the random scale (Table 2)")
     fixed_kappa: Number = setting(
@@ -378,6 +435,11 @@ def parse(content: dict, source: str = "config", places: Mapping[str, str] | Non
         raise UserError(
             f"{where('sample_prompts')}: sample_prompts times samples_per_prompt are {pictures} pictures; a grid holds "
             f"{MOST_PICTURES}."
+        )
+    if config.kappa_lora and config.cfg_on in ("teacher", "none"):
+        raise UserError(
+            f"{where('kappa_lora')}: kappa_lora is {list(config.kappa_lora)}, but with cfg_on {config.cfg_on} the LoRA "
+            f"teacher gets fixed_kappa; leave one of the two out."
         )
     for role, steps in config.trained_in.items():
         if (warmup := getattr(config, role).warmup_steps) > len(steps):

@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError, PydanticUndefined
 from ..errors import UserError, quoted, quoted_value
 
 REQUIRED = PydanticUndefined
+TOGETHER = "together"  # a fault of several settings; its message is the sentence, without place and full stop
 
 
 class Block(BaseModel):
@@ -102,6 +103,8 @@ def _sentence(schema: type[Block], content: Any, error: Any, where: Callable[[st
         content = content.get(part, REQUIRED) if isinstance(content, dict) else content
     key = prefix + ".".join(quoted(part) for part in keys)
     place = where(".".join(keys))
+    if error["type"] == TOGETHER:
+        return f"{place}: {error['msg']}."
     if field is None:
         inside = [name for name, _ in settings_of(schema) if name.rpartition(".")[2] == keys[-1]]
         near = [prefix + name for name in inside] or [
@@ -150,7 +153,8 @@ def _allowed(kind: Any, metadata: Any) -> str:
         kinds, limits = _number(parts[0], "")
         return f"a list of {len(parts)} {kinds}s{limits}"
     if origin is list:
-        return "a list of words, at least one"
+        kinds, limits = ("word", "") if parts[0] == Name else _number(parts[0], "")
+        return f"a list of {kinds}s{limits}, at least one"
     if kind is bool:
         return "true or false"
     if kind is str:

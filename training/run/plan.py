@@ -92,11 +92,12 @@ def plan(config: Config, processes: int = 1) -> Plan:
 def network_forwards(config: Config) -> float:
     """What one VSD step costs, in forwards of the denoiser a sample; a backward counts 2, through frozen weights 1."""
     again = 1 if config.gradient_checkpointing else 0
-    student = 1 + again + (1 if config.student.lora else 2)
+    earlier = (config.start.steps - 1) / 2  # of the student's own steps, on average
+    student = earlier + 1 + again + (1 if config.student.lora else 2)
     guided = {"both": 4, "teacher": 3, "lora": 3, "none": 2}[config.cfg_on]
     if config.fixed_kappa != 1:
         guided = 4
-    lora = config.lora.updates * (2 + again) + (config.lora.updates - 1 if config.lora.fresh else 0)
+    lora = config.lora.updates * (2 + again) + (config.lora.updates - 1) * (1 + earlier) * config.lora.fresh
     return student + guided + lora
 
 
@@ -104,7 +105,7 @@ def report(config: Config, processes: int = 1) -> str:
     """What --dry-run prints: the resolved config, the computed figures, what is wrong with the prompts."""
     planned = plan(config, processes)
     lines = ["# The resolved config", yaml.safe_dump(to_dict(config), sort_keys=False)]
-    if sentence := unequal_scales(config.cfg_on, config.kappa, config.fixed_kappa):
+    if sentence := unequal_scales(config.cfg_on, config.kappa, config.fixed_kappa, config.kappa_lora):
         lines.append(f"warning: {sentence}\n")
     lines.append("# Computed from the networks' configs, not measured")
     lines += [f"{name + ':':44}{count / 1e6:10.1f} M parameters" for name, count in planned.parameters.items()]

@@ -1,6 +1,7 @@
 """Sample grids: a row a prompt, a column a seed, labelled, as PNG."""
 
 import bisect
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -33,23 +34,24 @@ class Preview:
         backbone: LatentDiffusion,
         student: nn.Module,
         start: Start,
-        noises: Tensor,
+        noises: Sequence[Tensor],
         prompts: list[str],
         text: Text,
     ):
-        """noises [columns, c, h, w], as `preview_noises` draws them. text: the encoded prompts, a row each."""
+        """noises: as `preview_noises` draws them. text: the encoded prompts, a row each."""
         self.run, self.backbone, self.student, self.start = run, backbone, student, start
-        self.prompts, self.text, self.noises = prompts, text, noises.to(backbone.device)
+        self.prompts, self.text = prompts, text
+        self.noises = [noise.to(backbone.device) for noise in noises]
         self.diversity: float | None = None
 
     @torch.no_grad()
     def latents(self, average: Average | None) -> Tensor:
-        """x0 [prompts, noises, c, h, w], by the averaged weights where there are any."""
-        columns, start = len(self.noises), self.start
+        """x0 [prompts, columns, c, h, w] of all of the student's steps, by its averaged weights where there are any."""
+        columns = len(self.noises[0])
         with average.in_place() if average else nullcontext():
             rows = [
-                self.backbone.one_step(
-                    self.student, self.noises, self.text[row : row + 1].repeat(columns), start.timestep, start.noise
+                self.backbone.all_steps(
+                    self.student, self.noises, self.text[row : row + 1].repeat(columns), self.start
                 )
                 for row in range(len(self.text))
             ]
@@ -64,9 +66,9 @@ class Preview:
         return save_grid(path, self.prompts, pictures.reshape(*latents.shape[:2], *pictures.shape[1:]))
 
 
-def preview_noises(seed: int, columns: int, shape: tuple[int, int, int]) -> Tensor:
-    """The same for every grid of a run, fp32 [columns, c, h, w]."""
-    return torch.randn((columns, *shape), generator=generator(seed, PREVIEW, 0))
+def preview_noises(seed: int, columns: int, shape: tuple[int, int, int], steps: int = 1) -> list[Tensor]:
+    """For each of the student's steps, the same for every grid of a run, fp32 [columns, c, h, w]."""
+    return [torch.randn((columns, *shape), generator=generator(seed, PREVIEW, step)) for step in range(steps)]
 
 
 def save_grid(path: str | Path, labels: list[str], pictures: numpy.ndarray) -> numpy.ndarray:

@@ -34,6 +34,11 @@ def main(package: str, description: str, working_folder: str) -> int:
             action="store_true",
             help="only what the shipped student and the exact teacher show: minutes",
         )
+    if (target.parent / "compare.py").exists():
+        compare = commands.add_parser("compare", help="accuracy and distance from the world of students, side by side")
+        compare.add_argument("models", nargs="+", metavar="MODEL", help="run folder or exported file")
+        compare.add_argument("--teacher", metavar="DIR", help=f"of an exported file ({working_folder}/teacher)")
+        compare.add_argument("--count", type=positive, default=500, help="pictures of each (%(default)s)")
     arguments = parser.parse_args()
     try:
         if arguments.command == "make":
@@ -42,6 +47,9 @@ def main(package: str, description: str, working_folder: str) -> int:
         elif arguments.command == "evaluate":
             tables = importlib.import_module(f"{package}.evaluation").evaluate
             print("\n\n".join(tables(arguments.folder, arguments.count, not arguments.without_training)))
+        elif arguments.command == "compare":
+            found = importlib.import_module(f"{package}.compare").compare
+            print(found(arguments.models, arguments.teacher, arguments.count))
         else:
             write_checkpoint = importlib.import_module(f"{package}.weights").write_checkpoint
             print(write_checkpoint(arguments.output, arguments.untrained))

@@ -12,7 +12,7 @@ from ..export.verify import load_unet
 from ..networks.backbones.stable_diffusion import StableDiffusion
 from . import autoencoder, detector, teacher, text, weights
 from .measurement import ALPHA, accuracy_captions, matches, share_of_colors
-from .sampling import many_steps, one_step
+from .sampling import by_student, many_steps
 from .student import make_student
 from .world import CAPTIONS
 
@@ -59,8 +59,8 @@ def teacher_accuracy(backbone: StableDiffusion, scale: float, count: int = PICTU
 def student_figures(backbone: StableDiffusion, student, start) -> dict:
     """The two figures that the demo measures again in ComfyUI."""
     captions = accuracy_captions(PICTURES)
-    right = accuracy(backbone, one_step(backbone, student, start, captions), captions)
-    latents = one_step(backbone, student, start, ["a colored circle"] * PICTURES, seed=1)
+    right = accuracy(backbone, by_student(backbone, student, start, captions), captions)
+    latents = by_student(backbone, student, start, ["a colored circle"] * PICTURES, seed=1)
     return {"student_accuracy": right, "student_colors": share_of_colors(detector.read(backbone.decode(latents)))}
 
 

@@ -1,4 +1,4 @@
-"""Latents of either demo model, for its record: the teacher's by many steps, a one-step network's by one."""
+"""Latents of either demo model, for its record: the teacher's by many steps, a student's by its own."""
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from ..networks.text import Text
 from ..recipe.config import Start
 
 TOGETHER = 50  # captions at a time
+LATER = 1000  # from a step's seed to the next one's
 
 
 def _noise(backbone: LatentDiffusion, captions: list[str], seed: int) -> Tensor:
@@ -39,12 +40,14 @@ def many_steps(backbone: LatentDiffusion, captions: list[str], steps: int, scale
 
 
 @torch.no_grad()
-def one_step(backbone: LatentDiffusion, network: nn.Module, start: Start, captions: list[str], seed: int = 0) -> Tensor:
-    """Latents float32 [N, c, h, w], one a caption, by one step of ``network``."""
-    noise = _noise(backbone, captions, seed)
+def by_student(
+    backbone: LatentDiffusion, network: nn.Module, start: Start, captions: list[str], seed: int = 0
+) -> Tensor:
+    """Latents float32 [N, c, h, w], one a caption, by the steps of a student, ``network``."""
+    noises = [_noise(backbone, captions, seed + LATER * step) for step in range(start.steps)]
     return torch.cat(
         [
-            backbone.one_step(network, noise[part], words, start.timestep, start.noise)
+            backbone.all_steps(network, [noise[part] for noise in noises], words, start)
             for part, words in _batches(backbone, captions)
         ]
     )

@@ -1,5 +1,6 @@
 """What every backbone shares: a noise schedule, a denoising network on latents, an autoencoder."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, ModelMixin
 from torch import Tensor, nn
 
 from ...errors import UserError, quoted, quoted_value
+from ...recipe.config import Start
 from ..parameterization import PREDICTIONS
 from ..text import Text, TextShape
 from .schedule import read_schedule
@@ -248,16 +250,36 @@ class LatentDiffusion:
         noise: Literal["unit", "vp"],
         **arguments: Any,
     ) -> Tensor:
-        """x0 of what the network says of x, in fp32, with x = z (unit) or sigma_t z (vp).
+        """`picture` of `first_input`: x0 fp32 [n, c, h, w]."""
+        return self.picture(network, *self.first_input(z, timestep, noise), text, **arguments)
 
-        Of eps it is (x - sigma_t eps) / alpha_t: where t is the last one, 1 / alpha_t is 14.6 for SD, 157 for PixArt,
+    def all_steps(
+        self, network: nn.Module, noises: Sequence[Tensor], text: Text, start: Start, **arguments: Any
+    ) -> Tensor:
+        """x0 of all steps of a student, each but the first from the picture before it with fresh noise.
+
+        noises: [n, c, h, w] for each step, that of the first being z.
+        """
+        x0 = self.one_step(network, noises[0], text, start.timestep, start.noise, **arguments)
+        for timestep, fresh in zip(start.timesteps[1:], noises[1:], strict=True):
+            t = torch.full((len(x0),), timestep, dtype=torch.long, device=x0.device)
+            x0 = self.picture(network, self.add_noise(x0, fresh, t), t, text, **arguments)
+        return x0
+
+    def first_input(self, z: Tensor, timestep: int, noise: Literal["unit", "vp"]) -> tuple[Tensor, Tensor]:
+        """What a student is given first: x = z (unit) or sigma_t z (vp), fp32, and t [n]."""
+        t = torch.full((len(z),), timestep, dtype=torch.long, device=z.device)
+        _, sigma = self.coefficients(t)
+        return z.float() if noise == "unit" else sigma * z.float(), t
+
+    def picture(self, network: nn.Module, x_t: Tensor, t: Tensor, text: Text, **arguments: Any) -> Tensor:
+        """x0 of what the network says of x_t, in fp32. t [n] int64.
+
+        Of eps it is (x_t - sigma_t eps) / alpha_t: where t is the last one, 1 / alpha_t is 14.6 for SD, 157 for PixArt,
         and rounding eps to bf16 alone costs .024 and .26 RMS.
         """
-        t = torch.full((len(z),), timestep, dtype=torch.long, device=z.device)
-        alpha, sigma = self.coefficients(t)
-        x = z.float() if noise == "unit" else sigma * z.float()
         _, to_x0 = PREDICTIONS[self.prediction_type]
-        return to_x0(self.output(network, x, t, text, **arguments), x, alpha, sigma)
+        return to_x0(self.output(network, x_t, t, text, **arguments), x_t, *self.coefficients(t))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> numpy.ndarray:
