@@ -26,7 +26,7 @@ demo: environment ## steer the demo model with negative prompts on a real ComfyU
 
 # -P: the pack's folder, which holds a nodes/, stays off sys.path.
 test: environment ## run every test, those too that start a real ComfyUI and a real browser
-test-fast: environment ## run the tests that need no ComfyUI, no process of their own and no network: under a minute
+test-fast: environment ## run the tests that need no ComfyUI, no process of their own and no network
 test-fast: tiers := --tiers plain,torch
 test test-fast:
 	@$(in_environment) $(python) -P -m pytest -c tests/pytest.ini tests $(tiers) $(ARGS)
