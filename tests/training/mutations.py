@@ -128,6 +128,36 @@ MUTATIONS = [
         "z.float()",
         "networks/backbones/latent_diffusion.py",
     ),
+    Mutation(
+        "a flow model's velocity read as its opposite",
+        "x_t + alpha * said",
+        "x_t - alpha * said",
+        "networks/parameterization.py",
+    ),
+    Mutation(
+        "SD 3 is told no pooled text",
+        "_padded(text.pooled, config.pooled_projection_dim)",
+        "_padded(0 * text.pooled, config.pooled_projection_dim)",
+        "networks/backbones/stable_diffusion3.py",
+    ),
+    Mutation(
+        "SDXL is told width for height",
+        "height, width = (8.0 * side",
+        "width, height = (8.0 * side",
+        "networks/backbones/stable_diffusion_xl.py",
+    ),
+    Mutation(
+        "SDXL is told a picture in latents",
+        "(8.0 * side for",
+        "(1.0 * side for",
+        "networks/backbones/stable_diffusion_xl.py",
+    ),
+    Mutation(
+        "SDXL is told no pooled text",
+        '"text_embeds": text.pooled',
+        '"text_embeds": 0 * text.pooled',
+        "networks/backbones/stable_diffusion_xl.py",
+    ),
     # CLIP
     Mutation(
         "CLIP's weight never falls",

@@ -63,6 +63,8 @@ CASES = {
     "PixArt, all at once": {"teacher": "pixart", "start": {"timestep": 400, "noise": "vp"}, "clip": CLIP, "nasa": NASA,
                             "kappa_per": "sample", "student": STUDENT | {"lora": {"rank": 2, "alpha": 3}},
                             "lora": LORA | {"updates": 2}, "gradient_checkpointing": True},
+    "SDXL": {"teacher": "sdxl", "start": {"timestep": 399, "noise": "vp"}, "latent_size": [4, 6],
+             "warm_start": {"steps": 1, "pairs": 6, "sampler_steps": 2, "learning_rate": 1e-4}},
     "SD 3": {"teacher": "sd3", "start": {"timestep": 720, "noise": "vp"}, "lora": LORA | {"weight": "velocity"},
              "warm_start": {"steps": 1, "pairs": 6, "sampler_steps": 2, "learning_rate": 1e-4}},
     "SD 3, all at once": {"teacher": "sd3", "start": {"timestep": 400, "noise": "vp"}, "kappa": [0.5, 3.0],
@@ -86,16 +88,18 @@ CASES = {
 }  # fmt: skip
 #: The steps of a student of four, from where it starts.
 FOUR = {999: [999, 749, 499, 249], 625: [625, 468, 312, 156], 400: [400, 330, 200, 90], 720: [720, 540, 360, 180]}
-BACKBONES = {"pixart": "pixart", "sd3": "stable_diffusion3"}
+BACKBONES = {"pixart": "pixart", "sd3": "stable_diffusion3", "sdxl": "stable_diffusion_xl",
+             "sdxl-v": "stable_diffusion_xl"}  # fmt: skip
 
 
 @pytest.fixture
-def run(settings, teacher, pixart, sd3, clip, tmp_path, request):
+def run(settings, teacher, pixart, sd3, sdxl, clip, tmp_path, request):
     """The settings of one case, and the folder of the shipped trainer's run with them."""
     case = CASES[request.param]
     kind = case.get("teacher", "eps")
-    folder = shutil.copytree({"pixart": pixart, "sd3": sd3}.get(kind, teacher), tmp_path / "teacher")
-    if kind == "v":
+    folders = {"pixart": pixart, "sd3": sd3, "sdxl": sdxl, "sdxl-v": sdxl}
+    folder = shutil.copytree(folders.get(kind, teacher), tmp_path / "teacher")
+    if kind.endswith("v"):
         scheduler = folder / "scheduler/scheduler_config.json"
         scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | {"prediction_type": "v_prediction"}))
     if "clip" in case:  # pictures with some of their pixels outside 0..1
@@ -173,7 +177,7 @@ class AttentionByHand:
         else:
             z = self.attend(attn, hidden_states, encoder_hidden_states, attention_mask)
             if self.away:
-                (negative, mask), alpha = self.away
+                (negative, mask, *_), alpha = self.away
                 bias = None if mask is None else -10_000.0 * (1 - mask.double())[:, None]
                 z = z - alpha * self.attend(attn, hidden_states, self.project(negative), bias)
         return attn.to_out[0](z)
@@ -197,6 +201,7 @@ class ByHand:
         self.settings, self.folder = settings, folder
         source = Path(settings["teacher"])
         self.pixart, self.sd3 = settings["backbone"] == "pixart", settings["backbone"] == "stable_diffusion3"
+        self.sdxl = settings["backbone"] == "stable_diffusion_xl"
         kind, part = (PixArtTransformer2DModel, "transformer") if self.pixart else (UNet2DConditionModel, "unet")
         if self.sd3:
             kind, part = SD3Transformer2DModel, "transformer"
@@ -216,12 +221,12 @@ class ByHand:
             if schedule["beta_schedule"] == "scaled_linear":
                 betas = torch.linspace(first**0.5, last**0.5, 1000, dtype=torch.float64) ** 2
             self.alpha, self.sigma = (1 - betas).cumprod(0).sqrt(), (1 - (1 - betas).cumprod(0)).sqrt()
-        if self.sd3:
-            kinds = (CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel)
+        if self.sd3 or self.sdxl:
+            kinds = (CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel)[: 3 if self.sd3 else 2]
             self.encoders = [
                 (AutoTokenizer.from_pretrained(source / f"tokenizer{end}"),
                  kind.from_pretrained(source / f"text_encoder{end}").double())
-                for kind, end in zip(kinds, ("", "_2", "_3"), strict=True)
+                for kind, end in zip(kinds, ("", "_2", "_3"), strict=False)
             ]  # fmt: skip
         elif self.pixart:
             self.tokenizer = AutoTokenizer.from_pretrained(source / "tokenizer")
@@ -241,19 +246,21 @@ class ByHand:
     # --- networks -------------------------------------------------------------------------------------------------
     @torch.no_grad()
     def encode(self, prompts):
-        """Embeddings and mask; CLIP has none; SD 3 has a pooled vector."""
-        if self.sd3:
+        """Embeddings and mask; CLIP has none; SDXL and SD 3 have a pooled vector."""
+        if self.sd3 or self.sdxl:
             read = []
             for tokenizer, encoder in self.encoders:
                 ids = tokenizer(prompts, padding="max_length", max_length=77, return_tensors="pt").input_ids
                 read.append(encoder(ids, output_hidden_states=True))
-            clip_l, clip_g, t5 = read
+            clip_l, clip_g = read[:2]
             clips = torch.cat([clip_l.hidden_states[-2], clip_g.hidden_states[-2]], -1)
+            if self.sdxl:
+                return clips, None, clip_g.text_embeds
             both = torch.cat([clip_l.pooler_output, clip_g.text_embeds], -1)
             config = self.network.config
             zeros = clips.new_zeros(len(prompts), 77, config.joint_attention_dim - clips.shape[-1])
             more = both.new_zeros(len(prompts), config.pooled_projection_dim - both.shape[-1])
-            tokens = torch.cat([torch.cat([clips, zeros], -1), t5.last_hidden_state], 1)
+            tokens = torch.cat([torch.cat([clips, zeros], -1), read[2].last_hidden_state], 1)
             return tokens, None, torch.cat([both, more], -1)
         if not self.pixart:
             ids = self.tokenizer(prompts, padding="max_length", max_length=77, return_tensors="pt").input_ids
@@ -269,6 +276,10 @@ class ByHand:
         if self.pixart:
             named |= {"encoder_attention_mask": text[1]}
             named |= {"added_cond_kwargs": {"resolution": None, "aspect_ratio": None}}
+        if self.sdxl:  # the picture as large as it is, twice, and where it was cropped between
+            height, width = (8 * side for side in self.size)
+            sizes = x_t.new_tensor([height, width, 0, 0, height, width]).expand(len(x_t), 6)
+            named["added_cond_kwargs"] = {"text_embeds": text[2], "time_ids": sizes}
         if self.sd3:
             named["pooled_projections"] = text[2]
             v = functional_call(self.network, weights, (x_t,), named)[0]
