@@ -17,7 +17,7 @@ from .base import base_sampling, prediction_of
 from .files import FORMAT, PREFIX, WORDS
 from .loras import is_merged
 from .preset import Preset
-from .presets import all_presets
+from .presets import usable_presets
 
 KEY = "snoopi_saved"
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
@@ -62,7 +62,7 @@ def _words(preset: Preset) -> dict[str, str]:
     but for a student of ours, whose steps its file lists.
     """
     words = {"format": FORMAT} | ({"preset": preset.name} if preset.name != "from file" else {})
-    row = all_presets().get(preset.name)
+    row = usable_presets()[0].get(preset.name)
     own_steps = preset.renoise == "fresh" and not preset.levels and (row is None or row.timesteps != preset.timesteps)
     if not preset.follows_base and (len(preset.timesteps) == 1 or own_steps):
         if own_steps:

@@ -221,7 +221,7 @@ def test_sd3_checkpoint_lora_and_transformer(sd3, tmp_path):
 
 def assert_close(told: str) -> None:
     """ComfyUI read the file, and every figure is small: latents and text to 1e-4, pictures to a tenth of a grey."""
-    figures = told.split("differences: ")[1].rstrip(".").split(", ")
+    figures = told.split("differences: ")[1].splitlines()[0].rstrip(".").split(", ")
     limits = {"the student's latent": 1e-4, "encoded text": 1e-4, "decoded picture": 4e-4}
     for figure in figures:
         name, value = figure.rsplit(" ", 1)
