@@ -34,6 +34,12 @@ SEARCHED = (
 )  # fmt: skip
 
 
+def alpha_input(of_the_node: str, **fields) -> io.Input:
+    """The strength of the negative prompt, of this node and the one-step sampler; `of_the_node` ends the tooltip."""
+    bounds = {"default": SUITING, "min": SUITING, "max": LARGEST_ALPHA, "step": 0.01}
+    return io.Float.Input("alpha", **bounds, tooltip=f"{ALPHA_TOOLTIP} {of_the_node}", **fields)
+
+
 class NASACrossAttentionPatch(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -52,14 +58,7 @@ class NASACrossAttentionPatch(io.ComfyNode):
                     tooltip=f"{MODELS_IN_WORDS}, and what is distilled from them. It is not changed itself.",
                 ),
                 io.Conditioning.Input("negative", tooltip=NEGATIVE_TOOLTIP),
-                io.Float.Input(
-                    "alpha",
-                    default=SUITING,
-                    min=SUITING,
-                    max=LARGEST_ALPHA,
-                    step=0.01,
-                    tooltip=f"{ALPHA_TOOLTIP} -1 takes what suits the model.",
-                ),
+                alpha_input("-1 takes what suits the model."),
                 io.Float.Input(
                     "start_percent",
                     default=0.0,

@@ -9,8 +9,7 @@ from .guidance.conditioning import check_conditioning
 from .guidance.kept import kept_for_clones
 from .guidance.layouts import text_width
 from .guidance.payload import AUTO, patch
-from .guidance.rules import LARGEST_ALPHA
-from .nasa_patch import ALPHA_TOOLTIP, NEGATIVE_TOOLTIP, SEARCHED, SUITING
+from .nasa_patch import NEGATIVE_TOOLTIP, SEARCHED, SUITING, alpha_input
 from .preset_choice import HIDDEN, preset_for, preset_input, steps_input, tables_now
 from .quoting import printable_errors, show
 from .sampling.detect import alpha_of
@@ -57,15 +56,7 @@ class SNOOPIOneStepSampler(io.ComfyNode):
                     optional=True,
                     tooltip=f"{NEGATIVE_TOOLTIP} Leave it unconnected for none.",
                 ),
-                io.Float.Input(
-                    "alpha",
-                    default=SUITING,
-                    min=SUITING,
-                    max=LARGEST_ALPHA,
-                    step=0.01,
-                    optional=True,
-                    tooltip=f"{ALPHA_TOOLTIP} -1 takes what suits the preset. Does nothing without a negative prompt.",
-                ),
+                alpha_input("-1 takes what suits the preset. Does nothing without a negative prompt.", optional=True),
                 io.Float.Input(
                     "denoise",
                     default=1.0,
@@ -94,7 +85,7 @@ class SNOOPIOneStepSampler(io.ComfyNode):
     @classmethod
     @printable_errors
     def execute(
-        cls, model, positive, latent_image, seed, preset, negative=None, alpha=-1.0, denoise=1.0, steps=0
+        cls, model, positive, latent_image, seed, preset, negative=None, alpha=SUITING, denoise=1.0, steps=0
     ) -> io.NodeOutput:
         check_model(model)
         check_numbers(seed=seed, alpha=alpha, denoise=denoise, steps=steps)

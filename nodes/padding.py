@@ -7,7 +7,7 @@ from comfy_api.latest import io
 
 from .guidance.conditioning import dense, plain
 from .guidance.layouts import as_known, find_layout, needed, uncompiled
-from .map.word import alike, encoded, numbers_of
+from .map.word import alike, encoded, numbers_behind
 from .upstream import texts_before
 
 #: What a model may read beside the embedding that is as long whatever the text is.
@@ -63,11 +63,10 @@ def _words(entry, texts, clip):
 
 def _length(text, tokens, clip):
     """Up to the first of the equal numbers at the end: the end token of CLIP, which is its padding too."""
-    long_enough = [numbers for numbers in numbers_of(clip, text).values() if len(numbers) >= tokens]
-    if not long_enough:
+    found = numbers_behind(clip, text, tokens)
+    if not found:
         raise ValueError(f"The padding of this text encoder's prompts cannot be told from their words: {KEEP}.")
-    shortest = min(map(len, long_enough))  # what such an encoder takes off is at the beginning
-    return tokens + 1 - min(max(_equal_at_the_end(n) for n in long_enough if len(n) == shortest), tokens)
+    return tokens + 1 - min(max(map(_equal_at_the_end, found)), tokens)
 
 
 def _equal_at_the_end(numbers):

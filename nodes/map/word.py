@@ -70,13 +70,9 @@ def _with(word, text, change, only=None):
 
 
 def _by_numbers(word, text, length, clip):
-    """For encoders that weigh no words: where the numbers of the tokens differ once another word stands there.
-
-    What such an encoder takes off is at the beginning: words that tell it what to do.
-    """
+    """For encoders that weigh no words: where the numbers of the tokens differ once another word stands there."""
     found = torch.zeros(length, dtype=torch.bool)
-    long_enough = [numbers for numbers in numbers_of(clip, text).values() if len(numbers) >= length]
-    numbers = min(long_enough, key=len, default=[])
+    numbers = next(iter(numbers_behind(clip, text, length)), [])
     for place in range(len(_places(word, text))):
         others = numbers_of(clip, _with(word, text, lambda _: STAND_IN, place)).values()
         other = min(others, key=lambda other: abs(len(other) - len(numbers)))
@@ -95,6 +91,15 @@ def _by_numbers(word, text, length, clip):
 def _alike_from_the_start(one: list, other: list) -> int:
     pairs = zip(one, other, strict=False)
     return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
+def numbers_behind(clip: CLIP, text: str, length: int) -> list[list]:
+    """The numbers of which an embedding of so many tokens may be made: the shortest that are long enough.
+
+    What an encoder takes off of them is at the beginning: words that tell it what to do.
+    """
+    long_enough = [numbers for numbers in numbers_of(clip, text).values() if len(numbers) >= length]
+    return [numbers for numbers in long_enough if len(numbers) == min(map(len, long_enough))]
 
 
 def numbers_of(clip: CLIP, text: str) -> dict[str, list]:

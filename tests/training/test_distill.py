@@ -15,6 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 from diffusers import UNet2DConditionModel
+from same_bits import same_bits, same_checkpoints
 
 from training.distill import distill
 from training.errors import UserError
@@ -22,17 +23,6 @@ from training.recipe.config import parse
 from training.run.checkpoint import load_newest
 
 REPOSITORY = Path(__file__).parents[2]
-
-
-def same_bits(first, second):
-    assert first.keys() == second.keys()
-    for key, value in first.items():
-        if isinstance(value, dict):
-            same_bits(value, second[key])
-        elif isinstance(value, torch.Tensor):
-            assert torch.equal(value, second[key]), key
-        else:
-            assert value == second[key], key
 
 
 RUNNER = """
@@ -86,8 +76,7 @@ def test_kill_and_resume_gives_the_same_bits(settings, tmp_path):
         runner.wait()
     uninterrupted, resumed = load_newest(tmp_path / "run"), load_newest(tmp_path / "killed")
     assert resumed.state == uninterrupted.state
-    same_bits(uninterrupted.weights, resumed.weights)
-    same_bits(uninterrupted.optimizers, resumed.optimizers)
+    same_checkpoints(uninterrupted, resumed)
     steps = [json.loads(line)["step"] for line in (tmp_path / "killed/metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 8 + kills))  # a line a step, none twice
     print(f"{results.count(-signal.SIGKILL)} of {kills} runs were killed")

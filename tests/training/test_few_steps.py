@@ -7,7 +7,7 @@ import numpy
 import pytest
 import torch
 from safetensors import safe_open
-from test_distill import same_bits
+from same_bits import goes_on_to_the_same_bits, same_checkpoints
 from test_export import make_run
 
 from training.distill import distill
@@ -97,8 +97,7 @@ def test_one_step_is_what_it_was_bit_for_bit(settings, monkeypatch):
     monkeypatch.setattr(Step, "draw_samples", draw_samples)
     distill(parse(settings | {"output": settings["output"] + "-before", "sample_every": 100}))
     before = load_newest(Path(settings["output"] + "-before"))
-    same_bits(before.weights, found.weights)
-    same_bits(before.optimizers, found.optimizers)
+    same_checkpoints(before, found)
 
 
 class Parts:
@@ -170,15 +169,7 @@ def test_every_step_is_drawn_alike_often_and_by_step_and_sample_alone():
 def test_a_stopped_run_of_four_steps_goes_on_to_the_same_bits(settings, sd3, kind, tmp_path):
     settings |= {"start": FOUR, "steps": 2, "batch_size": 4, "micro_batch": 2, "warm_start": None}
     settings |= {"backbone": kind} | ({"teacher": str(sd3)} if kind == "stable_diffusion3" else {})
-    distill(parse(settings))
-    other = settings | {"output": str(tmp_path / "stopped")}
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            distill(parse(other), resume=(tmp_path / "stopped/config.yaml").exists(), stop=lambda: True)
-    distill(parse(other), resume=True)
-    whole, again = load_newest(tmp_path / "run"), load_newest(tmp_path / "stopped")
-    same_bits(whole.weights, again.weights)
-    same_bits(whole.optimizers, again.optimizers)
+    other = goes_on_to_the_same_bits(settings, tmp_path / "stopped")
     with pytest.raises(UserError, match="start.steps was 4 and is 2"):
         distill(parse(other | {"start": FOUR | {"steps": 2}}), resume=True)
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors.torch import save_file
+from same_bits import goes_on_to_the_same_bits
 from small_models import make_sd3
-from test_distill import same_bits
 
 from training.distill import distill
 from training.errors import UserError
@@ -16,7 +16,6 @@ from training.export.stable_diffusion3 import transformer_state
 from training.method.warm_start import ddim_sample
 from training.networks.backbones import load_backbone
 from training.recipe.config import load, parse
-from training.run.checkpoint import load_newest
 from training.run.plan import plan
 
 START = {"timestep": 720, "noise": "vp"}
@@ -177,15 +176,7 @@ def test_a_flow_model_of_another_backbone_is_sent_to_its_own(teacher, tmp_path):
 
 
 def test_a_stopped_run_goes_on_to_the_same_bits(flow, tmp_path):
-    distill(parse(flow))
-    other = flow | {"output": str(tmp_path / "stopped")}
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            distill(parse(other), resume=(tmp_path / "stopped/config.yaml").exists(), stop=lambda: True)
-    distill(parse(other), resume=True)
-    whole, again = load_newest(tmp_path / "run"), load_newest(tmp_path / "stopped")
-    same_bits(whole.weights, again.weights)
-    same_bits(whole.optimizers, again.optimizers)
+    goes_on_to_the_same_bits(flow, tmp_path / "stopped")
 
 
 def test_the_recipe_for_medium_at_full_size_off_line(monkeypatch):

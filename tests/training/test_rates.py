@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
+from same_bits import same_checkpoints
 
 from training.distill import distill
 from training.errors import UserError
@@ -25,16 +25,6 @@ def rates_of(run: Path, role: str) -> list[float]:
     return [line[f"{role}_learning_rate"] for line in lines if f"{role}_learning_rate" in line]
 
 
-def same_bits(first, second) -> None:
-    for role in ("student", "lora"):
-        one, other = first.weights[role], second.weights[role]
-        assert all(torch.equal(one[key], other[key]) for key in one)
-        states = first.optimizers[role], second.optimizers[role]
-        assert states[0]["param_groups"] == states[1]["param_groups"]
-        for index, state in states[0]["state"].items():
-            assert all(torch.equal(state[key], states[1]["state"][index][key]) for key in state)
-
-
 def test_curves_begin_at_0_reach_the_rate_and_end_at_0():
     steps = range(5, 25)
     linear, cosine, flat = (schedule(kind, 4, steps) for kind in ("linear", "cosine", "constant"))
@@ -50,7 +40,7 @@ def test_a_constant_rate_trains_the_same_bits_as_no_schedule_at_all(settings, tm
     """Through all three phases; without set_rates an optimiser keeps the rate that it was made with."""
     with_schedule = load(distill(parse(settings)))
     monkeypatch.setattr(Trained, "set_rates", lambda self, step: None)
-    same_bits(with_schedule, load(distill(parse(settings | {"output": str(tmp_path / "before")}))))
+    same_checkpoints(with_schedule, load(distill(parse(settings | {"output": str(tmp_path / "before")}))))
 
 
 def test_schedules_of_both_networks_resume_bit_for_bit(short, tmp_path):
@@ -66,7 +56,7 @@ def test_schedules_of_both_networks_resume_bit_for_bit(short, tmp_path):
         asked.clear()
         with pytest.raises(KeyboardInterrupt):
             distill(parts, resume=True, stop=lambda last=stops_after: asked.append(0) or len(asked) == last)
-    same_bits(whole, load(distill(parts, resume=True)))
+    same_checkpoints(whole, load(distill(parts, resume=True)))
     assert rates_of(tmp_path / "parts", "student") == rates_of(tmp_path / "run", "student")
     assert rates_of(tmp_path / "run", "student")[:3] == [0, 5e-5, 1e-4]  # counted from the first step of VSD
     assert rates_of(tmp_path / "run", "lora") == [0, 1e-3 / 3, 1e-3 * (2 / 3), 1e-3, 7.5e-4, 5e-4, 2.5e-4]

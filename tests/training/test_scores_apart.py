@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_distill import same_bits
+from same_bits import same_bits
 
 from training.distill import distill, latest_timesteps
 from training.errors import UserError

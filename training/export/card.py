@@ -22,13 +22,11 @@ from .headers import Shapes, family_told, kind_of
 from .inspect import merged_of, told
 from .metadata import LICENCE_UNKNOWN, public_name
 
+NETWORK = "diffusion_models", "Load it with *SNOOPI Checkpoint Loader*, text encoder and VAE from the base model."
 FOLDERS: dict[Layout, tuple[str, str]] = {
     "checkpoint": ("checkpoints", "Load it with *SNOOPI Checkpoint Loader*."),
-    "unet": ("diffusion_models", "Load it with *SNOOPI Checkpoint Loader*, text encoder and VAE from the base model."),
-    "transformer": (
-        "diffusion_models",
-        "Load it with *SNOOPI Checkpoint Loader*, text encoder and VAE from the base model.",
-    ),
+    "unet": NETWORK,
+    "transformer": NETWORK,
     "lora": ("loras", "Load the base model, or a checkpoint made from it, and behind it this file with *Load LoRA*."),
 }
 #: How a file's kind (headers.py) tells its layout.

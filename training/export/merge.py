@@ -92,8 +92,8 @@ def _shares(count: int, weights: Sequence[float] | None) -> list[float]:
     if len(weights) != count:
         raise UserError(f"--weights has {len(weights)} numbers for {count} files; give one a file.")
     told = " ".join(f"{weight:g}" for weight in weights)
-    if not all(0 <= weight <= 1 for weight in weights) or abs((total := math.fsum(weights)) - 1) > NEAR:
-        total = math.fsum(weights)
+    total = math.fsum(weights)
+    if not all(0 <= weight <= 1 for weight in weights) or abs(total - 1) > NEAR:
         raise UserError(f"--weights {told}: they sum to {total:g}; give numbers from 0 to 1 that sum to 1.")
     return [weight / total for weight in weights]
 
@@ -142,9 +142,8 @@ def mean(parts: Sequence[Part]) -> dict[str, Tensor]:
     network = next(one for one in NETWORK if any(name.startswith(one) for name in parts[0].shapes))
     with ExitStack() as held:
         files = [held.enter_context(safetensors.safe_open(part.path, "pt")) for part in parts]
-        for name in tqdm(parts[0].shapes, desc="merging", unit="tensor", dynamic_ncols=True):
-            if layers:
-                continue
+        plain = [] if layers else parts[0].shapes
+        for name in tqdm(plain, desc="merging", unit="tensor", disable=not plain, dynamic_ncols=True):
             tensors = list(_finite(parts, files, name))
             if all(torch.equal(tensors[0], tensor) for tensor in tensors[1:]):
                 merged[name] = tensors[0].clone()
